@@ -1,0 +1,8 @@
+"""The one error that a user can mend.
+
+The command line prints it as a single line and exits with 2; everything else is our fault and exits with 1.
+"""
+
+
+class UserError(ValueError):
+    """Something the user must change: says what is wrong, where, what is allowed and what to do, in one line."""

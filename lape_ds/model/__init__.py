@@ -1,0 +1,1 @@
+"""The language model: its feed-forward layout, how it is loaded, made and scored."""

@@ -1,0 +1,1 @@
+"""Training of some neurons only: the masked engine and the methods it is compared with."""

@@ -1,0 +1,172 @@
+"""Which entries of one weight belong to the neuron mask, and how to reach them inside any piece of it.
+
+Between the neuron set and the masked engine. A neuron is whole rows or whole columns of a weight, so no per-entry
+index is ever stored: a mask over 37 M entries of an 8B model costs kilobytes. Entries are always ordered by their
+position in the row-major weight; a contiguous shard of the weight therefore holds a contiguous range of them, which is
+what makes checkpoints independent of how ZeRO cut the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import ffn_layers
+
+
+@dataclass(frozen=True)
+class Block:
+    """Selected rows or columns of a 2-D window onto a flat buffer.
+
+    Attributes:
+        offset: Where the window begins in the flat buffer.
+        rows: Rows of the window.
+        cols: Columns of the window.
+        axis: What `index` selects: rows (0) or columns (1).
+        index: int64 [n], sorted.
+    """
+
+    offset: int
+    rows: int
+    cols: int
+    axis: Literal[0, 1]
+    index: Tensor
+
+    @property
+    def num_entries(self) -> int:
+        return len(self.index) * (self.cols if self.axis == 0 else self.rows)
+
+    def window(self, flat: Tensor) -> Tensor:
+        return flat.narrow(0, self.offset, self.rows * self.cols).view(self.rows, self.cols)
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """Copies the selected entries out of `flat` as one vector, in row-major order."""
+        return self.window(flat).index_select(self.axis, self.index).flatten()
+
+    def scatter(self, flat: Tensor, values: Tensor) -> None:
+        """Writes `values` (as `gather` gave them) back in place."""
+        shape = (len(self.index), self.cols) if self.axis == 0 else (self.rows, len(self.index))
+        self.window(flat).index_copy_(self.axis, self.index, values.view(shape))
+
+
+@dataclass(frozen=True)
+class EntryMask:
+    """The trained entries of one weight [rows, cols]: whole rows (`axis` 0) or whole columns (`axis` 1).
+
+    Attributes:
+        name: The weight's name in `model.named_parameters()`.
+        rows: Rows of the whole weight, however it is partitioned.
+        cols: Columns of the whole weight.
+        axis: What `index` selects.
+        index: int64 [n], sorted, without repeats.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    axis: Literal[0, 1]
+    index: Tensor
+
+    @property
+    def num_entries(self) -> int:
+        return self.entries_before(self.rows * self.cols)
+
+    def keep_only(self, grad: Tensor) -> Tensor:
+        """Returns `grad` [rows, cols] with zeros outside the mask.
+
+        Built from zeros and not by multiplication: 0 · inf is NaN, and one overflow in a weight that does not train
+        must not spoil one that does.
+        """
+        index = self.index.to(grad.device)
+        kept = torch.zeros_like(grad)
+        return kept.index_copy_(self.axis, index, grad.index_select(self.axis, index))
+
+    def entries_before(self, position: int) -> int:
+        """How many selected entries lie before row-major `position` of the weight."""
+        row, col = divmod(position, self.cols)
+        if self.axis == 0:
+            whole = int(torch.searchsorted(self.index, row)) * self.cols
+            return whole + (col if bool((self.index == row).any()) else 0)
+        return row * len(self.index) + int(torch.searchsorted(self.index, col))
+
+    def blocks(self, start: int, stop: int, *, offset: int, device: torch.device | str) -> list[Block]:
+        """The selected entries of positions [start, stop) of the weight, lying at `offset` of a flat buffer.
+
+        ZeRO cuts a weight anywhere, in the middle of a row too: a partial first row, whole rows, a partial last row.
+        """
+        return [
+            Block(offset + (begin - start), rows, cols, axis, index.to(device))
+            for begin, rows, cols, axis, index in self._windows(start, stop)
+            if len(index)
+        ]
+
+    def _windows(self, start: int, stop: int) -> Iterator[tuple[int, int, int, Literal[0, 1], Tensor]]:
+        first_whole = -(-start // self.cols)
+        last_whole = stop // self.cols
+        if first_whole > last_whole:  # inside one row
+            yield start, 1, stop - start, 1, self._row_part(start, stop)
+            return
+        head_stop, tail_start = first_whole * self.cols, last_whole * self.cols
+        if start < head_stop:
+            yield start, 1, head_stop - start, 1, self._row_part(start, head_stop)
+        if first_whole < last_whole:
+            index = self.index
+            if self.axis == 0:
+                index = index[(index >= first_whole) & (index < last_whole)] - first_whole
+            yield head_stop, last_whole - first_whole, self.cols, self.axis, index
+        if tail_start < stop:
+            yield tail_start, 1, stop - tail_start, 1, self._row_part(tail_start, stop)
+
+    def _row_part(self, start: int, stop: int) -> Tensor:
+        """Selected columns, counted from `start`, of a part of one row."""
+        row, col = divmod(start, self.cols)
+        if self.axis == 0:
+            return torch.arange(stop - start) if bool((self.index == row).any()) else self.index[:0]
+        inside = (self.index >= col) & (self.index < col + stop - start)
+        return self.index[inside] - col
+
+
+def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
+    """The trained entries of a language's subnetwork, per weight; weights without any are left out.
+
+    Args:
+        model: A causal language model of an architecture that `model/ffn.py` knows.
+        neurons: integer [n, 2] of (layer, index).
+
+    Raises:
+        UserError: A neuron lies outside the model, or none is given.
+    """
+    if len(neurons) == 0:
+        raise UserError(
+            "the neuron set of this language is empty: nothing would train; identify with a larger top_rate"
+        )
+    layers = ffn_layers(model)
+    masks: dict[str, EntryMask] = {}
+    for layer in layers:
+        index = neurons[neurons[:, 0] == layer.index, 1].long().unique()
+        for part in layer.slices:
+            shifted = index + part.offset
+            if part.parameter_name in masks:  # a fused gate_up_proj holds both
+                known = masks.pop(part.parameter_name)
+                shifted = torch.cat([known.index, shifted]).unique()
+            if len(shifted):
+                rows, cols = full_shape(part.parameter)
+                masks[part.parameter_name] = EntryMask(part.parameter_name, rows, cols, part.axis, shifted)
+    sizes = {layer.index: layer.num_neurons for layer in layers}
+    for layer_index, index in neurons.tolist():
+        if not 0 <= index < sizes.get(layer_index, 0):
+            raise UserError(
+                f"neuron (layer {layer_index}, index {index}) is not in this model: it has {len(layers)} layers of "
+                f"{layers[0].num_neurons} neurons; use a neuron set identified on this model"
+            )
+    return masks
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of the whole parameter; under ZeRO-3 the tensor itself is an empty placeholder."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

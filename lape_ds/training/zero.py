@@ -1,0 +1,100 @@
+"""DeepSpeed's configuration and set-up: the only module that writes them.
+
+Between the recipe's `deepspeed:` block and the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from torch import nn
+
+from lape_ds.subnetwork.masked import masked_config
+
+
+def engine_config(
+    *,
+    zero_stage: int,
+    dtype: Literal["float32", "bfloat16"],
+    offload_optimizer: Literal["none", "cpu"],
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    gradient_clipping: float,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Builds DeepSpeed's configuration; `extra` is merged over it key by key.
+
+    Gradients are accumulated and reduced in fp32 wherever DeepSpeed can (stages 1-3): a bf16 sum over micro-batches and
+    ranks depends on how many of each there are, so two topologies would train two models.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": gradient_clipping,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": {"stage": zero_stage},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    if zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if offload_optimizer == "cpu":
+        config["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": torch.cuda.is_available(),
+        }
+    if zero_stage == 3:
+        # Small models would otherwise be kept whole on every rank and stage 3 would not be exercised.
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return masked_config(_merged(config, extra))
+
+
+def _merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def initialize(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> deepspeed.DeepSpeedEngine:
+    """Wraps the model in a DeepSpeed engine; the optimizer takes no step while that happens.
+
+    Every rank must enter this together.
+    """
+    with _no_step(optimizer):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+@contextmanager
+def _no_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    # DeepSpeed's stage 0 in bf16 (FP16_UnfusedOptimizer) steps on zero gradients while it is set up: AdamW would shrink
+    # its masters by 1 - lr * weight_decay and count a step. The state it wants to allocate so is made at the first real step.
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del optimizer.step  # type: ignore[misc]
+
+
+def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Takes the optimizer step after the last micro-batch's backward; returns the gradient norm before clipping.
+
+    Every rank must enter this together.
+    """
+    norm = None
+    if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled():
+        # This path of DeepSpeed clips without telling the norm. The gradients are already averaged over the ranks.
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in engine.module.parameters() if p.grad is not None]
+        )
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""The cases that the masked engine is held to, shared by the worker that runs them and the test that judges them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lape_ds.subnetwork.lion import Lion
+from tests.tiny_models import VOCAB_SIZE
+
+STEPS = 20
+ACCUMULATION = 2
+MAX_NORM = 0.05  # bites: the tiny models' norms are larger in every step
+# Layer 0 with several neurons, layer 1 empty, layer 2 with a single one (the last: where the padding of an odd size is).
+NEURONS = [(0, 0), (0, 3), (0, 4), (0, 22), (2, 22)]
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "adam": (torch.optim.Adam, {"weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9}),
+    "lion": (Lion, {"weight_decay": 0.1}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    stage: int
+    offload: str = "none"
+    dtype: str = "float32"
+    optimizer: str = "adamw"
+    model_type: str = "llama"
+    sub_group_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        parts = [f"z{self.stage}", self.dtype, self.optimizer, self.model_type]
+        parts += ["offload"] if self.offload == "cpu" else []
+        return "-".join(parts + ([f"sub{self.sub_group_size}"] if self.sub_group_size else []))
+
+
+def all_cases() -> list[Case]:
+    cases = [
+        Case(stage, offload, dtype)
+        for stage in (0, 1, 2, 3)
+        for offload in (("none", "cpu") if stage else ("none",))
+        for dtype in ("float32", "bfloat16")
+    ]
+    cases += [Case(2, optimizer=name) for name in ("adam", "sgd", "lion")]
+    cases += [Case(3, optimizer=name, dtype="bfloat16") for name in ("sgd", "lion")]
+    cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3")]
+    # 100 elements a sub-group: smaller than every FFN weight (16 x 23), so that each is a sub-group by itself.
+    cases += [Case(3, sub_group_size=100), Case(3, "cpu", "bfloat16", sub_group_size=100)]
+    return cases
+
+
+def learning_rate(step: int) -> float:
+    return 1e-3 if step < STEPS // 2 else 3e-4
+
+
+def micro_batches(step: int, world_size: int) -> list[list[Tensor]]:
+    """Token ids [1, 12] for every rank and accumulation step; the same numbers wherever they are asked for."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    ids = torch.randint(3, VOCAB_SIZE, (world_size, ACCUMULATION, 1, 12), generator=generator)
+    return [list(rank) for rank in ids]
