@@ -9,7 +9,7 @@ VOCAB_SIZE = 61
 HIDDEN_SIZE = 16
 NUM_LAYERS = 3
 
-_COMMON = {
+_COMMON: dict[str, object] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "num_hidden_layers": NUM_LAYERS,
@@ -19,7 +19,7 @@ _COMMON = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_GATED = {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 23}
+_GATED: dict[str, object] = {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 23}
 # An odd intermediate size everywhere but in BLOOM, which fixes it at 4 × hidden.
 _EXTRA: dict[str, dict[str, object]] = {
     "llama": _GATED,
@@ -45,7 +45,9 @@ _EXTRA: dict[str, dict[str, object]] = {
 MODEL_TYPES = tuple(_EXTRA)
 
 
-def tiny_model(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: object) -> PreTrainedModel:
+def tiny_model(
+    model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: object
+) -> PreTrainedModel:
     """A random model in eval mode: 3 layers, hidden size 16, 23 neurons a layer (BLOOM 64), vocabulary 61.
 
     Weights and biases are drawn wide enough that gates are positive on some tokens and negative on others.

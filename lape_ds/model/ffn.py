@@ -1,29 +1,31 @@
 """Where the neurons are: the feed-forward layout of every supported architecture.
 
-Between the loaded model and everything that deals in neurons (counting, masks, packs). The only module that knows
-architectures: all others see `FFNLayer` and `WeightSlice`.
+Between the loaded model and everything that deals in neurons (counting, masks, packs). The only module that
+knows architectures: all others see `FFNLayer` and `WeightSlice`.
 
-A neuron is (layer, index): row `index` of `gate_proj`, row `index` of `up_proj`, column `index` of `down_proj`. In an
-ungated block (OPT, BLOOM, Phi-2, GPT-NeoX) the first matrix is `up_proj` and its own output is what gates. Biases
-belong to no neuron here: the method trains weights only (arXiv 2510.13580).
+A neuron is (layer, index): row `index` of `gate_proj`, row `index` of `up_proj`, column `index` of
+`down_proj`. In an ungated block (OPT, BLOOM, Phi-2, GPT-NeoX) the first matrix is `up_proj` and its own
+output is what gates. Biases belong to no neuron here: the method trains weights only (arXiv 2510.13580).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from lape_ds.errors import UserError
 
 Projection = Literal["gate_proj", "up_proj", "down_proj"]
 
-# Activations whose value is positive exactly where their input is: max(x, 0), or x times something positive. Counting
-# relies on it (neurons/counting.py looks at the pre-activation only).
+# Activations whose value is positive exactly where their input is: max(x, 0), or x times something positive.
+# Counting relies on it (neurons/counting.py looks at the pre-activation only).
 _SIGN_PRESERVING = frozenset(
-    "silu swish gelu gelu_new gelu_fast gelu_python gelu_pytorch_tanh gelu_accurate quick_gelu relu relu2 leaky_relu".split()
+    "silu swish gelu gelu_new gelu_fast gelu_python gelu_pytorch_tanh gelu_accurate quick_gelu relu relu2 "
+    "leaky_relu".split()
 )
 
 
@@ -111,7 +113,8 @@ SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(_LAYOUTS)
 def ffn_layers(model: nn.Module) -> list[FFNLayer]:
     """Lists the feed-forward blocks of a causal language model, first layer first.
 
-    Works on a model whose parameters are partitioned (`deepspeed.zero.Init`): sizes come from `ds_shape` there.
+    Works on a model whose parameters are partitioned (`deepspeed.zero.Init`): sizes come from `ds_shape`
+    there.
 
     Args:
         model: A plain `AutoModelForCausalLM`, not wrapped.
@@ -126,19 +129,23 @@ def ffn_layers(model: nn.Module) -> list[FFNLayer]:
 
 
 def _layout_of(model: nn.Module) -> _Layout:
-    model_type = model.config.model_type  # type: ignore[union-attr]
+    config: Any = model.config
+    model_type = config.model_type
     if model_type not in _LAYOUTS:
         raise UserError(
-            f"model type {model_type!r} ({type(model).__name__}) is not supported: its feed-forward layout is not known. "
+            f"model type {model_type!r} ({type(model).__name__}) is not supported: its feed-forward layout "
+            "is not known. "
             f"Supported: {', '.join(SUPPORTED_MODEL_TYPES)} (dense models only, no mixture of experts)"
         )
     layout = _LAYOUTS[model_type]
     if layout.activation_key is not None:
-        activation = getattr(model.config, layout.activation_key)
+        activation = getattr(config, layout.activation_key)
         if activation not in _SIGN_PRESERVING:
             raise UserError(
-                f"{layout.activation_key}={activation!r} in the model's config.json: neurons are counted as active where the "
-                f"gate is positive, which needs an activation that keeps the sign: {', '.join(sorted(_SIGN_PRESERVING))}"
+                f"{layout.activation_key}={activation!r} in the model's config.json: neurons are counted as "
+                "active where the "
+                "gate is positive, which needs an activation that keeps the sign: "
+                f"{', '.join(sorted(_SIGN_PRESERVING))}"
             )
     return layout
 
@@ -169,6 +176,6 @@ def _ffn_layer(
     return FFNLayer(index, num_neurons, gate, slice(0, num_neurons), slices)
 
 
-def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape of the whole parameter, also where ZeRO-3 holds only this rank's part of it."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

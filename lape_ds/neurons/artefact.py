@@ -1,0 +1,84 @@
+"""Files of tensors with metadata that say what they are: the envelope of counts and neuron sets.
+
+Between the stages: everything that `neurons/` leaves on disk goes through here. A file is safetensors (never
+pickle), carries its kind and schema version, and is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lape_ds.errors import UserError
+
+
+def save_artefact(
+    path: Path, tensors: Mapping[str, Tensor], *, kind: str, schema_version: int, metadata: Mapping[str, str]
+) -> None:
+    """Writes tensors and metadata to `path`; an interruption leaves the earlier file, or none.
+
+    Args:
+        path: The file; its folder is made.
+        tensors: Any names, any shapes (also empty).
+        kind: What the file is, e.g. "counts"; `load_artefact` insists on it.
+        schema_version: Of this kind.
+        metadata: Further strings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    header = {**metadata, "kind": kind, "schema_version": str(schema_version)}
+    try:
+        # Clones, because safetensors refuses views of one storage.
+        save_file(
+            {name: tensor.clone().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata=header,
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_artefact(path: Path, *, kind: str, schema_version: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads what `save_artefact` wrote: (tensors on the CPU, metadata).
+
+    Raises:
+        UserError: No such file, not safetensors, another kind of file, or another schema version.
+    """
+    metadata = read_metadata(path, kind=kind, schema_version=schema_version)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def read_metadata(path: Path, *, kind: str, schema_version: int) -> dict[str, str]:
+    """Reads the metadata alone, without the tensors.
+
+    Raises:
+        UserError: As `load_artefact`.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path} (a file of {kind}, which `lape-ds identify RECIPE` writes)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); write it again with `lape-ds identify`"
+        ) from error
+    if metadata.get("kind") != kind:
+        raise UserError(
+            f"{path} is not a file of {kind} (its metadata say kind={metadata.get('kind')!r}); give one that "
+            "is"
+        )
+    if metadata.get("schema_version") != str(schema_version):
+        found = metadata.get("schema_version")
+        raise UserError(
+            f"{path} has schema version {found}, this version of lape-ds reads {schema_version}; make it "
+            "again with `lape-ds identify`"
+        )
+    return metadata

@@ -1,0 +1,184 @@
+"""Counts: how often each neuron was active on one language's text, as a typed, additive artefact.
+
+Written by counting, read by LAPE selection; the file is `counts/<language>.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lape_ds.errors import UserError
+from lape_ds.neurons.artefact import load_artefact, save_artefact
+
+SCHEMA_VERSION = 1
+NUM_BUCKETS = (
+    16  # documents fall into buckets by hash, so that a bootstrap can resample documents from the file alone
+)
+INT32_MAX = 2**31 - 1
+_KIND = "activation counts"
+
+
+@dataclass(frozen=True)
+class CountSettings:
+    """What two counts must share to be added.
+
+    The context length is one of them: the same text cut into longer windows gives other counts (issue 17 of
+    the LAPE authors' repository).
+    """
+
+    language: str
+    model_id: str
+    model_fingerprint: str
+    context_length: int
+    dtype: str  # in which the model ran, e.g. "bfloat16"
+
+
+@dataclass(frozen=True, order=True)
+class CountedBlocks:
+    """A stretch of a packed corpus: blocks `start` to `stop` - 1, which hold `num_tokens` tokens.
+
+    The budget ends within the last block, so that its number alone does not tell how much text was counted.
+    """
+
+    corpus_fingerprint: str
+    start: int
+    stop: int
+    num_tokens: int  # BOS and EOS among them
+
+    def overlaps(self, other: CountedBlocks) -> bool:
+        """Whether some block lies in both."""
+        return (
+            self.corpus_fingerprint == other.corpus_fingerprint
+            and self.start < other.stop
+            and other.start < self.stop
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Activation counts of one language.
+
+    Attributes:
+        active: int32 `[16, layers, neurons]`: tokens of the bucket on which the neuron's activation was > 0.
+        tokens: int64 `[16]`: tokens of the bucket.
+        settings: How they were counted.
+        parts: The text that was counted.
+
+    Raises:
+        UserError: The tensors cannot be counts (NaN, negative, more active than there were tokens, wrong type
+            or shape).
+    """
+
+    active: Tensor
+    tokens: Tensor
+    settings: CountSettings
+    parts: tuple[CountedBlocks, ...]
+
+    def __post_init__(self) -> None:
+        who = f"counts of {self.settings.language}"
+        for name, tensor, dtype, num_dims in (
+            ("active", self.active, torch.int32, 3),
+            ("tokens", self.tokens, torch.int64, 1),
+        ):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise UserError(f"{who}: {name} contains NaN; count again with `lape-ds identify`")
+            if tensor.dtype != dtype or tensor.dim() != num_dims or tensor.shape[0] != NUM_BUCKETS:
+                raise UserError(
+                    f"{who}: {name} is {tensor.dtype} {list(tensor.shape)} where {dtype} with {NUM_BUCKETS} "
+                    "buckets and "
+                    f"{num_dims} axes is needed; count again with `lape-ds identify`"
+                )
+        if bool((self.active < 0).any()):
+            raise UserError(
+                f"{who}: negative counts; the file is damaged, count again with `lape-ds identify`"
+            )
+        if bool((self.active > self.tokens[:, None, None]).any()):
+            raise UserError(
+                f"{who}: a neuron is active on more tokens than there are; the file is damaged, count again"
+            )
+
+    def probabilities(self) -> Tensor:
+        """p(activation > 0) per neuron over all buckets, float64 `[layers, neurons]`.
+
+        Raises:
+            UserError: Not one token was counted.
+        """
+        num_tokens = int(self.tokens.sum())
+        if num_tokens == 0:
+            raise UserError(
+                f"counts of {self.settings.language}: no tokens; give the language some text in `corpus`"
+            )
+        return self.active.sum(0, dtype=torch.int64).double() / num_tokens
+
+    def merge(self, other: Counts) -> Counts:
+        """Adds counts of further text, counted in the same way.
+
+        Raises:
+            UserError: They were counted differently, share text, or the sum leaves int32.
+        """
+        _check_alike(self, other)
+        if int((self.tokens + other.tokens).max()) > INT32_MAX:
+            raise UserError(
+                f"counts of {self.settings.language}: more than {INT32_MAX} tokens in a bucket; merge fewer "
+                "files"
+            )
+        parts = tuple(sorted(self.parts + other.parts))
+        return Counts(self.active + other.active, self.tokens + other.tokens, self.settings, parts)
+
+    def save(self, path: Path) -> None:
+        """Writes the counts, whole or not at all."""
+        metadata = {**{name: str(value) for name, value in asdict(self.settings).items()}}
+        metadata["parts"] = json.dumps([asdict(part) for part in self.parts])
+        tensors = {"active": self.active, "tokens": self.tokens}
+        save_artefact(path, tensors, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Counts:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: Not a counts file, or a damaged one.
+        """
+        tensors, metadata = load_artefact(path, kind=_KIND, schema_version=SCHEMA_VERSION)
+        try:
+            settings = CountSettings(
+                language=metadata["language"],
+                model_id=metadata["model_id"],
+                model_fingerprint=metadata["model_fingerprint"],
+                context_length=int(metadata["context_length"]),
+                dtype=metadata["dtype"],
+            )
+            parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
+            return cls(tensors["active"], tensors["tokens"], settings, parts)
+        except KeyError as error:
+            raise UserError(f"{path} lacks {error}; count again with `lape-ds identify`") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def _check_alike(first: Counts, second: Counts) -> None:
+    for name, ours in asdict(first.settings).items():
+        theirs = asdict(second.settings)[name]
+        if name != "model_id" and ours != theirs:  # one model may lie in two folders; its fingerprint tells
+            raise UserError(
+                f"counts differ in {name} ({ours} and {theirs}) and cannot be merged; count both with the "
+                f"same {name}"
+            )
+    if first.active.shape != second.active.shape:
+        raise UserError(
+            f"counts differ in shape ({list(first.active.shape)} and {list(second.active.shape)}) and cannot "
+            "be merged"
+        )
+    for part in first.parts:
+        for other in second.parts:
+            if part.overlaps(other):
+                raise UserError(
+                    f"counts of {first.settings.language} share text: blocks {part.start}–{part.stop} and "
+                    f"{other.start}–{other.stop} of corpus "
+                    f"{part.corpus_fingerprint[:16]}; merge counts of different text only"
+                )

@@ -1,0 +1,220 @@
+"""NeuronSet: which neurons belong to which language, as a typed artefact.
+
+Comes out of LAPE selection (or an import of a published set), goes into training, packs and analysis, as
+`neurons.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lape_ds.errors import UserError
+from lape_ds.neurons.artefact import load_artefact, save_artefact
+
+SCHEMA_VERSION = 1
+_KIND = "neuron set"
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """Neurons per language, and the model in which they are neurons.
+
+    Attributes:
+        indices: Language code to int32 `[n, 2]` of (layer, index), sorted, without repeats; `n` may be 0. The
+            order of the languages is the order in which they were compared.
+        num_layers: Decoder layers of the model.
+        neurons_per_layer: `intermediate_size` of the model.
+        model_id: Path or hub id, for people.
+        model_fingerprint: Of the weights (model/loading.py), for machines; "" where it is not known (imported
+            sets).
+        method: How it was made: "lape", "random" or "import".
+        knobs: The method's settings, JSON values.
+
+    Raises:
+        UserError: `indices` are not as described.
+    """
+
+    indices: Mapping[str, Tensor]
+    num_layers: int
+    neurons_per_layer: int
+    model_id: str
+    model_fingerprint: str
+    method: str
+    knobs: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for code, neurons in self.indices.items():
+            self._check_indices(code, neurons)
+
+    def _check_indices(self, code: str, neurons: Tensor) -> None:
+        if neurons.dtype != torch.int32 or neurons.dim() != 2 or neurons.shape[1] != 2:
+            raise UserError(
+                f"neurons of {code} are {neurons.dtype} {list(neurons.shape)}; an int32 [n, 2] is needed"
+            )
+        bounds = torch.tensor([self.num_layers, self.neurons_per_layer])
+        if bool(((neurons < 0) | (neurons >= bounds)).any()):
+            raise UserError(
+                f"neurons of {code} reach outside the model of {self.num_layers} layers × "
+                f"{self.neurons_per_layer} neurons; "
+                "this set was made for another model"
+            )
+        if bool((self._flat(neurons).diff() <= 0).any()):
+            raise UserError(f"neurons of {code} are not sorted, or one is named twice; write the set again")
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes, in the order in which they were compared."""
+        return tuple(self.indices)
+
+    def neurons(self, code: str) -> Tensor:
+        """One language's neurons, int32 `[n, 2]`.
+
+        Raises:
+            UserError: The set lacks the language.
+        """
+        if code not in self.indices:
+            raise UserError(
+                f"the neuron set has no language {code}; it has {', '.join(self.indices) or 'none'}: "
+                "add it to `languages.identify` and run `lape-ds identify` again"
+            )
+        return self.indices[code]
+
+    def num_neurons(self, code: str) -> int:
+        """How many neurons a language has."""
+        return len(self.neurons(code))
+
+    def per_layer(self, *codes: str) -> list[Tensor]:
+        """The neurons of one or several languages (their union), layer by layer.
+
+        Returns:
+            `num_layers` sorted int64 tensors of indices; empty where a layer has none.
+        """
+        neurons = self.union(*codes)
+        counts = torch.bincount(neurons[:, 0].long(), minlength=self.num_layers)
+        return list(neurons[:, 1].long().split(counts.tolist()))
+
+    def union(self, *codes: str) -> Tensor:
+        """Neurons of at least one of the languages, sorted int32 `[n, 2]`."""
+        return self._unflat(torch.cat([self._flat(self.neurons(code)) for code in codes]).unique())
+
+    def intersection(self, *codes: str) -> Tensor:
+        """Neurons that all of the languages share, sorted int32 `[n, 2]`."""
+        shared = self._flat(self.neurons(codes[0]))
+        for code in codes[1:]:
+            shared = shared[torch.isin(shared, self._flat(self.neurons(code)))]
+        return self._unflat(shared)
+
+    def difference(self, code: str, *others: str) -> Tensor:
+        """Neurons of `code` that none of `others` has, sorted int32 `[n, 2]`."""
+        own = self._flat(self.neurons(code))
+        return (
+            self._unflat(own[~torch.isin(own, self._flat(self.union(*others)))])
+            if others
+            else self.neurons(code)
+        )
+
+    def jaccard(self, first: str, second: str) -> float:
+        """Shared share of two languages' neurons, |A ∩ B| / |A ∪ B|; 0 where both are empty."""
+        either = len(self.union(first, second))
+        return len(self.intersection(first, second)) / either if either else 0.0
+
+    def random_like(self, code: str, seed: int) -> NeuronSet:
+        """A control set: as many random neurons in every layer as the language has there.
+
+        They are drawn outside the language's own neurons, so that nothing of the effect under test is in the
+        control; where a layer has too few others, the rest is drawn from its own.
+
+        Args:
+            code: The language to imitate; the result holds this code only.
+            seed: Same seed, same set, on any machine (drawn on the CPU).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        rows = []
+        for layer, own in enumerate(self.per_layer(code)):
+            is_own = torch.zeros(self.neurons_per_layer, dtype=torch.bool)
+            is_own[own] = True
+            order = torch.randperm(self.neurons_per_layer, generator=generator)
+            others_first = order[is_own[order].to(torch.uint8).argsort(stable=True)]
+            drawn = others_first[: len(own)].sort().values
+            rows.append(torch.stack([torch.full_like(drawn, layer), drawn], dim=1))
+        return NeuronSet(
+            indices={code: torch.cat(rows).int()},
+            num_layers=self.num_layers,
+            neurons_per_layer=self.neurons_per_layer,
+            model_id=self.model_id,
+            model_fingerprint=self.model_fingerprint,
+            method="random",
+            knobs={"like": self.method, "seed": seed},
+        )
+
+    def check_model(self, fingerprint: str, *, num_layers: int, neurons_per_layer: int) -> None:
+        """Makes sure that the set belongs to this model: its shape, and its weights where the set knows them.
+
+        Raises:
+            UserError: It was made from another model.
+        """
+        if (num_layers, neurons_per_layer) != (self.num_layers, self.neurons_per_layer):
+            raise UserError(
+                f"the neuron set is of another model: {self.num_layers} layers × {self.neurons_per_layer} "
+                f"neurons ({self.model_id}), "
+                f"the model has {num_layers} × {neurons_per_layer}; run `lape-ds identify` on this model"
+            )
+        if self.model_fingerprint and self.model_fingerprint != fingerprint:
+            raise UserError(
+                f"the neuron set is of another model: made from weights {self.model_fingerprint[:16]} "
+                f"({self.model_id}), the model's are "
+                f"{fingerprint[:16]}; run `lape-ds identify` on this model or set `train.neurons` to its set"
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes the set, whole or not at all."""
+        metadata = {
+            "languages": json.dumps(self.languages),
+            "num_layers": str(self.num_layers),
+            "neurons_per_layer": str(self.neurons_per_layer),
+            "model_id": self.model_id,
+            "model_fingerprint": self.model_fingerprint,
+            "method": self.method,
+            "knobs": json.dumps(self.knobs),
+        }
+        save_artefact(path, self.indices, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> NeuronSet:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: Not a neuron set, or a damaged one.
+        """
+        tensors, metadata = load_artefact(path, kind=_KIND, schema_version=SCHEMA_VERSION)
+        try:
+            return cls(
+                indices={code: tensors[code] for code in json.loads(metadata["languages"])},
+                num_layers=int(metadata["num_layers"]),
+                neurons_per_layer=int(metadata["neurons_per_layer"]),
+                model_id=metadata["model_id"],
+                model_fingerprint=metadata["model_fingerprint"],
+                method=metadata["method"],
+                knobs=json.loads(metadata["knobs"]),
+            )
+        except KeyError as error:
+            raise UserError(
+                f"{path} lacks {error} that its metadata should name; write it again with `lape-ds identify`"
+            ) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def _flat(self, neurons: Tensor) -> Tensor:
+        """int32 `[n, 2]` to int64 `[n]`: layer × neurons_per_layer + index."""
+        return neurons[:, 0].long() * self.neurons_per_layer + neurons[:, 1].long()
+
+    def _unflat(self, flat: Tensor) -> Tensor:
+        """The way back."""
+        return torch.stack([flat // self.neurons_per_layer, flat % self.neurons_per_layer], dim=1).int()

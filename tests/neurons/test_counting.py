@@ -1,0 +1,156 @@
+"""Counting against a naive loop over what the activation functions really put out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lape_ds.corpora.streams import Block
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import ffn_layers
+from lape_ds.neurons import counting
+from lape_ds.neurons.counting import count_activations
+from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
+from tests.neurons.blocks import random_blocks
+from tests.tiny_models import MODEL_TYPES, NUM_LAYERS, tiny_model
+
+SETTINGS = CountSettings("mlt_Latn", "tiny", "f" * 64, 12, "float32")
+ACTIVATION_NAMES = ("act_fn", "activation_fn", "gelu_impl", "act")  # what transformers calls them
+
+
+def count(model: PreTrainedModel, blocks: list[Block], *, batch_size: int = 2, first: int = 0) -> Counts:
+    part = CountedBlocks("corpus", first, first + len(blocks), 12 * len(blocks))
+    return count_activations(model, blocks, batch_size=batch_size, settings=SETTINGS, part=part)
+
+
+def activations(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
+    """Outputs of every layer's activation function on one row, `[tokens, neurons]` each."""
+    modules = [
+        module for name, module in model.named_modules() if name.rpartition(".")[2] in ACTIVATION_NAMES
+    ]
+    assert len(modules) == NUM_LAYERS
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output.reshape(-1, output.shape[-1]))
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    with torch.no_grad():
+        model(input_ids[None])
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def naive_counts(model: PreTrainedModel, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """One row at a time, cut where its padding begins; token by token, neuron by neuron."""
+    num_neurons = ffn_layers(model)[0].num_neurons
+    active = torch.zeros(16, NUM_LAYERS, num_neurons, dtype=torch.int32)
+    tokens = torch.zeros(16, dtype=torch.int64)
+    for block in blocks:
+        num_real = int(block.attention_mask.sum())
+        per_layer = [output.tolist() for output in activations(model, block.input_ids[:num_real])]
+        for position in range(num_real):
+            if not block.is_text[position]:
+                continue
+            bucket = int(block.token_bucket[position])
+            tokens[bucket] += 1
+            for layer, values in enumerate(per_layer):
+                for neuron, value in enumerate(values[position]):
+                    active[bucket, layer, neuron] += value > 0
+    return active, tokens
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_equals_naive_loop(model_type: str) -> None:
+    model = tiny_model(model_type)
+    blocks = random_blocks(3, 12, num_padding=5)
+    counts = count(model, blocks)
+    active, tokens = naive_counts(model, blocks)
+    assert torch.equal(counts.tokens, tokens)
+    assert torch.equal(counts.active, active)
+    # The case says something: neurons are active on some tokens and not on others.
+    assert 0.1 < float(counts.probabilities().mean()) < 0.9
+
+
+def test_bfloat16_equals_naive_loop() -> None:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    blocks = random_blocks(2, 12)
+    assert torch.equal(count(model, blocks, batch_size=1).active, naive_counts(model, blocks)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_exact_beyond_what_the_dtype_counts(dtype: torch.dtype) -> None:
+    """5000 tokens in one bucket: bfloat16 counts without gaps only to 256, float16 to 2048."""
+    model = tiny_model("llama", dtype=dtype, max_position_embeddings=5000)
+    block = random_blocks(1, 5000)[0]
+    block.token_bucket.fill_(3)
+    block.is_text.fill_(True)
+    counts = count(model, [block])
+    expected = torch.stack([(output > 0).sum(0) for output in activations(model, block.input_ids)])
+    assert int(expected.max()) > 2048
+    assert torch.equal(counts.active[3].long(), expected)
+    assert counts.tokens.tolist() == [0, 0, 0, 5000] + [0] * 12
+
+
+def test_halves_merged_equal_the_whole() -> None:
+    model = tiny_model("llama")
+    blocks = random_blocks(5, 12, num_padding=3)
+    whole = count(model, blocks)
+    halves = count(model, blocks[:2]).merge(count(model, blocks[2:], first=2))
+    assert torch.equal(halves.active, whole.active)
+    assert torch.equal(halves.tokens, whole.tokens)
+
+
+def test_counts_only_text() -> None:
+    """A block of nothing but BOS, EOS and padding counts for nothing, and has no probabilities."""
+    block = random_blocks(1, 12)[0]
+    block.is_text.fill_(False)
+    counts = count(tiny_model("llama"), [block])
+    assert int(counts.active.sum()) == int(counts.tokens.sum()) == 0
+    with pytest.raises(UserError, match="mlt_Latn: no tokens"):
+        counts.probabilities()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "gpt_neox"])
+def test_head_is_never_run(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(model_type)
+
+    def fail(*args: object) -> None:
+        raise AssertionError("the head was run")
+
+    monkeypatch.setattr(model.get_output_embeddings(), "forward", fail)
+    count(model, random_blocks(1, 12))
+
+
+def test_hooks_are_removed_when_text_ends_early() -> None:
+    model = tiny_model("llama")
+
+    def broken() -> Iterator[Block]:
+        yield random_blocks(1, 12)[0]
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        count_activations(
+            model, broken(), batch_size=1, settings=SETTINGS, part=CountedBlocks("corpus", 0, 2, 24)
+        )
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_nan_in_the_model_is_refused() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="computes NaN"):
+        count(model, random_blocks(1, 12))
+
+
+def test_overflow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard of the int32 sums, with the limit brought within reach."""
+    monkeypatch.setattr(counting, "INT32_MAX", 5)
+    with pytest.raises(UserError, match="more than 5 tokens"):
+        count(tiny_model("llama"), random_blocks(4, 12))

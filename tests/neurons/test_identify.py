@@ -1,0 +1,225 @@
+"""The stage from text to neurons.safetensors, on a tiny model and CLDR text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from lape_ds.corpora.cldr import sample_records
+from lape_ds.errors import UserError
+from lape_ds.languages import find_language
+from lape_ds.model.create import create_model, train_tokenizer
+from lape_ds.model.loading import fingerprint
+from lape_ds.neurons import identify as stage
+from lape_ds.neurons.counts import Counts
+from lape_ds.neurons.identify import identify, model_shape
+from lape_ds.neurons.lape import select
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.recipe import CreateSection, Recipe
+from tests.tiny_models import tiny_model
+
+CODES = ["mlt_Latn", "kat_Geor", "eng_Latn"]
+LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("identify")
+    texts = [
+        record.text for code in CODES for record in sample_records(find_language(code), count=100, seed=1)
+    ]
+    tokenizer = train_tokenizer(texts, folder / "tokenizer", 500)
+    create = CreateSection.model_validate({"llama": LLAMA, "pretrain": {"method": "full"}})
+    create_model(create, tokenizer, folder / "model", seed=0)
+    return folder / "model"
+
+
+def make_recipe(tmp_path: Path, model_folder: Path, **changes: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "output_dir": str(tmp_path / "run"),
+        "languages": {"target": CODES[0], "identify": CODES},
+        "model": {"path": str(model_folder), "dtype": "float32"},
+        "corpus": {"source": {"kind": "cldr", "records": 150}, "heldout_share": 0.1},
+        "identify": {
+            "tokens_per_language": 4000,
+            "batch_size": 4,
+            "top_rate": 0.25,
+            "filter_rate": 0.75,
+            "activation_bar_ratio": 0.75,
+        },
+    }
+    for section, values in changes.items():
+        content[section] = content[section] | values
+    return Recipe.model_validate(content)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stage(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe(tmp_path, model_folder)
+    neuron_set = identify(recipe)
+    counts = {code: Counts.load(recipe.identify_dir / "counts" / f"{code}.safetensors") for code in CODES}
+    loaded = NeuronSet.load(recipe.identify_dir / "neurons.safetensors")
+
+    assert loaded.languages == tuple(CODES)
+    assert (loaded.num_layers, loaded.neurons_per_layer, loaded.method) == (3, 40, "lape")
+    assert loaded.model_fingerprint == fingerprint(model_folder)
+    assert loaded.knobs["top_rate"] == 0.25
+    assert loaded.knobs["context_length"] == 64
+    probs = torch.stack([counts[code].probabilities() for code in CODES], dim=-1)
+    expected = select(probs, top_rate=0.25, filter_rate=0.75, activation_bar_ratio=0.75)
+    for code, neurons in zip(CODES, expected, strict=True):
+        assert torch.equal(loaded.neurons(code), neurons)
+        assert torch.equal(neuron_set.neurons(code), neurons)
+    assert len(loaded.union(*CODES)) == 30  # 25 % of 3 × 40
+    for code in CODES:
+        # The document that reaches the budget is whole; BOS and EOS are in it and are not counted.
+        assert 4000 <= counts[code].parts[0].num_tokens < 4300
+        assert 3800 < int(counts[code].tokens.sum()) < counts[code].parts[0].num_tokens
+        assert int((counts[code].tokens > 0).sum()) > 8  # documents spread over the 16 buckets
+    assert (recipe.identify_dir / "recipe.yaml").is_file()
+    assert (recipe.identify_dir / "run.json").is_file()
+    printed = capsys.readouterr().out
+    assert all(code in printed for code in CODES)
+    assert "30 distinct of 120 neurons" in printed
+
+
+def test_resumes_by_language(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted at the third language, the first two are not counted again; the result is the same."""
+    recipe = make_recipe(tmp_path, model_folder)
+    counted: list[str] = []
+    count = stage.count_activations
+
+    def count_two(*args: Any, **kwargs: Any) -> Counts:
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+        counted.append(kwargs["settings"].language)
+        return count(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "count_activations", count_two)
+        with pytest.raises(KeyboardInterrupt):
+            identify(recipe)
+    assert not (recipe.identify_dir / "neurons.safetensors").exists()
+    first_two = files(recipe.identify_dir / "counts")
+    assert set(first_two) == {f"{code}.safetensors" for code in counted}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            stage,
+            "count_activations",
+            lambda *_, **given: counted.append(given["settings"].language) or count(*_, **given),
+        )
+        resumed = identify(recipe)
+    assert counted == CODES
+    assert files(recipe.identify_dir / "counts").items() >= first_two.items()
+    whole = identify(make_recipe(tmp_path / "again", model_folder))
+    assert all(torch.equal(resumed.neurons(code), whole.neurons(code)) for code in CODES)
+
+
+def test_finished_stage_loads_no_model(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, model_folder)
+    identify(recipe)
+    monkeypatch.setattr(stage, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    identify(recipe)
+
+
+def test_changed_model_is_counted_again(tmp_path: Path, model_folder: Path) -> None:
+    recipe = make_recipe(tmp_path, model_folder)
+    before = identify(recipe)
+    weights = LlamaForCausalLM.from_pretrained(model_folder)
+    original = files(model_folder)
+    with torch.no_grad():
+        weights.get_parameter("model.layers.0.mlp.gate_proj.weight").neg_()
+    weights.save_pretrained(model_folder)
+    try:
+        after = identify(recipe)
+    finally:
+        for name, content in original.items():
+            (model_folder / name).write_bytes(content)
+    assert after.model_fingerprint != before.model_fingerprint
+    counts = Counts.load(recipe.identify_dir / "counts" / f"{CODES[0]}.safetensors")
+    assert counts.settings.model_fingerprint == after.model_fingerprint
+
+
+def test_damaged_counts_stop_the_stage(tmp_path: Path, model_folder: Path) -> None:
+    """They are not quietly counted again: the user should know that the disk, or a hand, spoilt a file."""
+    recipe = make_recipe(tmp_path, model_folder)
+    identify(recipe)
+    path = recipe.identify_dir / "counts" / f"{CODES[1]}.safetensors"
+    counts = Counts.load(path)
+    counts.active[0, 0, 0] = -1
+    counts.save(path)
+    before = files(recipe.identify_dir)
+    with pytest.raises(UserError, match=r"kat_Geor.safetensors.*negative"):
+        identify(recipe)
+    assert files(recipe.identify_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"identify": {"context_length": 65}},
+            r"context_length=65 is longer than the model's context; at most 64",
+        ),
+        ({"model": {"path": "./not/there"}}, r"no config.json"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    tmp_path: Path, model_folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        identify(make_recipe(tmp_path, model_folder, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_another_recipe_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    recipe = make_recipe(tmp_path, model_folder)
+    identify(recipe)
+    before = files(recipe.identify_dir)
+    with pytest.raises(UserError, match=r"another recipe: identify.top_rate is 0.5 now, 0.25 there"):
+        identify(make_recipe(tmp_path, model_folder, identify={"top_rate": 0.5}))
+    assert files(recipe.identify_dir) == before
+
+
+def test_context_length_decides_the_blocks(tmp_path: Path, model_folder: Path) -> None:
+    """Same text, other windows: same tokens, other counts."""
+    long = make_recipe(tmp_path / "long", model_folder)
+    short = make_recipe(tmp_path / "short", model_folder, identify={"context_length": 16})
+    identify(long)
+    identify(short)
+    counts = [
+        Counts.load(recipe.identify_dir / "counts" / "mlt_Latn.safetensors") for recipe in (long, short)
+    ]
+    assert torch.equal(counts[0].tokens, counts[1].tokens)
+    assert not torch.equal(counts[0].active, counts[1].active)
+    with pytest.raises(UserError, match="differ in context_length"):
+        counts[0].merge(replace(counts[1], parts=()))
+
+
+@pytest.mark.parametrize(("model_type", "per_neuron"), [("llama", 3 * 16), ("phi3", 3 * 16), ("opt", 2 * 16)])
+def test_model_shape(model_type: str, per_neuron: int) -> None:
+    """A neuron is three vectors of the hidden size, two in an ungated block."""
+    model = tiny_model(model_type)
+    shape = model_shape(model)
+    assert (shape.num_layers, shape.neurons_per_layer, shape.parameters_per_neuron) == (3, 23, per_neuron)
+    assert shape.num_parameters == sum({id(p): p.numel() for p in model.parameters()}.values())
