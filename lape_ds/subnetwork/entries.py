@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import ffn_layers
+from lape_ds.model.ffn import ffn_layers, full_shape
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,3 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
             )
     return masks
 
-
-def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of the whole parameter; under ZeRO-3 the tensor itself is an empty placeholder."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

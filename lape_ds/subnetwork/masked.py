@@ -123,7 +123,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             param.requires_grad_(name in self.masks)
         self._params = [named[name] for name in self.masks]
         self._mask_of = {id(named[name]): mask for name, mask in self.masks.items()}
-        self._inner_class = optimizer
+        self.inner_class = optimizer
         self._inner = optimizer([{"params": [_empty_vector(torch.device("cpu"))], **settings}])
         self._gathered: dict[int, _Gathered] | None = None
         self._pending: dict[str, Any] | None = None  # a state_dict that waits for DeepSpeed's buffers
@@ -209,6 +209,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 pending, self._pending = self._pending, None
                 self._restore(pending)
         return self._gathered
+
+    def shards(self) -> list[Shard]:
+        """This rank's parts of the weights in which something trains."""
+        return [shard for part in self.bind().values() for _, shard, _ in part.parts]
 
     def entry_ranges(self) -> Iterator[EntryRange]:
         """This rank's masked entries by weight, with masters and moments: what a checkpoint holds."""

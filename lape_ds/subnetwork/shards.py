@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lape_ds.subnetwork.entries import full_shape
+from lape_ds.model.ffn import full_shape
 
 
 @dataclass(frozen=True)

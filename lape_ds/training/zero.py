@@ -98,3 +98,9 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
         )
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)  # type: ignore[arg-type]
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """Sets the learning rate of the next step for everything that trains."""
+    for group in engine.optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"] = rate

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from lape_ds.subnetwork.masked import MaskedOptimizer
+from lape_ds.training import ranks
 from lape_ds.training.zero import engine_config, initialize, take_step
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
@@ -67,10 +68,10 @@ def run(case: Case, out: Path) -> None:
 
 
 def main(out: Path) -> None:
-    deepspeed.init_distributed("gloo", verbose=False)
+    ranks.start()
     for case in all_cases():
         run(case, out)
-    dist.destroy_process_group()
+    ranks.end()
 
 
 if __name__ == "__main__":

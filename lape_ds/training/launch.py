@@ -1,0 +1,80 @@
+"""Starts the ranks: the shell half of `launch/train.sh`, and `lape-ds train`.
+
+Before the DeepSpeed launcher, which starts `launch/train.sh` once per rank with Python.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lape_ds.errors import UserError
+from lape_ds.recipe import load_recipe
+from lape_ds.resources import asset
+
+
+def launch_training(recipe_path: str, overrides: Sequence[str], *, launcher_options: Sequence[str] = ()) -> None:
+    """Runs a training to its end through the DeepSpeed launcher.
+
+    The recipe is loaded here first: a mistake in it is told once, before any rank starts.
+
+    Args:
+        recipe_path: The recipe.
+        overrides: `key=value`.
+        launcher_options: For the launcher itself, e.g. `--hostfile hosts`.
+
+    Raises:
+        UserError: The recipe is not valid.
+        SystemExit: With the ranks' exit code, if it is not 0.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    options = [*_ranks_option(recipe.launch.num_ranks, launcher_options), *_port_option(launcher_options), *launcher_options]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning", *options]
+    command = [*launcher, str(asset("launch/train.sh")), recipe_path, *overrides]
+    done = subprocess.run(command, env=_environment(), check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`launch/train.sh [launcher options] RECIPE [key=value …]`."""
+    where = next((i for i, argument in enumerate(arguments) if _is_recipe(argument)), None)
+    try:
+        if where is None:
+            raise UserError("which recipe? usage: launch/train.sh [launcher options] RECIPE.yaml [key=value …]")
+        launch_training(arguments[where], arguments[where + 1 :], launcher_options=arguments[:where])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_recipe(argument: str) -> bool:
+    return argument.endswith((".yaml", ".yml")) or (Path(argument) / "recipe.yaml").exists()
+
+
+def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> list[str]:
+    chosen = any(option.startswith(("--num_", "--include", "--exclude", "--hostfile")) for option in launcher_options)
+    return [] if num_ranks is None or chosen else ["--num_gpus", str(num_ranks)]
+
+
+def _port_option(launcher_options: Sequence[str]) -> list[str]:
+    """A free port on this machine, so that two trainings do not meet; on several hosts the launcher's own."""
+    if any(option.startswith(("--master_", "--hostfile")) for option in launcher_options):
+        return []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return ["--master_port", str(probe.getsockname()[1])]
+
+
+def _environment() -> dict[str, str]:
+    """The ranks import lape_ds also where only its checkout is there."""
+    root = str(Path(__file__).resolve().parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,201 @@
+"""The training loop: one for every method.
+
+After identification; out comes a run folder with checkpoints, `metrics.jsonl` and `run.json`. What happens in step n is
+a pure function of the recipe and n (batch, learning rate), so a resumed run needs only masters, moments and the step.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+from torch.nn import functional
+
+from lape_ds.corpora.loader import TrainingBlocks
+from lape_ds.corpora.streams import Document
+from lape_ds.errors import UserError
+from lape_ds.model.scoring import bits_per_byte, score_documents
+from lape_ds.recipe import Recipe, TrainSection
+from lape_ds.runlog import Progress
+from lape_ds.subnetwork.methods import Trained
+from lape_ds.training.checkpoint import CheckpointState, point_to
+from lape_ds.training.metrics import Metrics
+from lape_ds.training.ranks import device, rank, sum_over_ranks, world_size
+from lape_ds.training.saving import save_checkpoint
+from lape_ds.training.schedule import learning_rate
+from lape_ds.training.zero import set_learning_rate, take_step
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text of one language, the same on every rank."""
+
+    documents: Sequence[Document]
+    num_bytes: int
+
+
+@dataclass
+class Training:
+    """All that the loop needs, set up by `training/setup.py`."""
+
+    recipe: Recipe
+    run_dir: Path
+    engine: DeepSpeedEngine
+    trained: Trained
+    blocks: TrainingBlocks
+    heldout: dict[str, HeldOut]
+    metrics: Metrics
+    prefix_token_id: int
+    total_steps: int
+    state: CheckpointState
+
+    @property
+    def train(self) -> TrainSection:
+        return self.recipe.train
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGINT; the loop ends at the next step boundary, when all ranks know."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+def run_training(training: Training, stop: StopRequest) -> bool:
+    """Trains from the state's step to the end. Collective.
+
+    Returns:
+        Whether the end was reached; False after a stop request, with a checkpoint of the last step taken.
+    """
+    first = training.state.step
+    with Progress("Training", total=training.total_steps, unit="steps", done=first) as bar:
+        if first == 0:
+            _measure(training)
+        for step in range(first, training.total_steps):
+            started = time.monotonic()
+            line, stopping = _train_step(training, step, stop)
+            training.state = replace(training.state, step=step + 1)
+            line["seconds"] = round(time.monotonic() - started, 4)
+            line["tokens_per_second"] = round(line["tokens"] / line["seconds"], 1)
+            training.metrics.write(step + 1, line)
+            bar.advance(note=f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s")
+            last = step + 1 == training.total_steps
+            if last or (step + 1) % training.train.heldout.every_steps == 0:
+                _measure(training)
+            if last or stopping or (step + 1) % training.train.checkpoint_every_steps == 0:
+                _checkpoint(training)
+            if stopping and not last:
+                return False
+    return True
+
+
+def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[str, Any], bool]:
+    """One optimizer step; also tells whether any rank has been asked to stop."""
+    engine, train = training.engine, training.train
+    rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
+    set_learning_rate(engine, rate)
+    micro_batches = _micro_batches(training, step)
+    counted = torch.tensor([sum(num_targets(labels) for _, labels in micro_batches), int(stop.received)], dtype=torch.float64)
+    num_scored, stopping = sum_over_ranks(counted).tolist()
+    nll = torch.zeros((), dtype=torch.float64)
+    for number, (input_ids, labels) in enumerate(micro_batches):
+        loss = token_nll(engine(input_ids=input_ids, use_cache=False).logits, labels)
+        nll += loss.detach().double().cpu()
+        # DeepSpeed means over micro-batches and ranks; the mean wanted is over the scored tokens of the whole batch, or
+        # a block that is half padding would count as much as a full one.
+        engine.backward(loss * (len(micro_batches) * world_size() / max(1, num_scored)))
+        if number + 1 < len(micro_batches):
+            engine.step()
+    norm = take_step(engine)
+    mean_loss = float(sum_over_ranks(nll)) / max(1, num_scored)
+    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+        raise UserError(
+            f"step {step + 1}: loss {mean_loss}, gradient norm {norm}: training has diverged; lower "
+            f"train.optimizer.learning_rate ({rate:g} in this step) or train.gradient_clipping; checkpoints are kept"
+        )
+    values = {"tokens": int(num_scored), "loss": mean_loss, "learning_rate": rate, "gradient_norm": norm}
+    return values, bool(stopping)
+
+
+def _micro_batches(training: Training, step: int) -> list[tuple[Tensor, Tensor]]:
+    """This rank's part of the step's batch. The batch is the same however many ranks share it."""
+    batch = training.blocks.batch(step, global_batch_size=training.state.global_batch_size)
+    size = training.train.micro_batch_size
+    per_rank = len(batch) // world_size()
+    mine = batch[rank() * per_rank : (rank() + 1) * per_rank]
+    tensors = [training.blocks.collate(mine[start : start + size]) for start in range(0, per_rank, size)]
+    return [(part["input_ids"].to(device()), part["labels"].to(device())) for part in tensors]
+
+
+def num_targets(labels: Tensor) -> int:
+    """How many tokens of a batch [B, T] are predicted: every scored one but the first of a block, which nothing precedes."""
+    return int((labels[:, 1:] != -100).sum())
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of a batch in nats, summed over its scored tokens, fp32.
+
+    Args:
+        logits: [B, T, vocabulary]; position t predicts token t + 1.
+        labels: int64 [B, T], -100 where not scored.
+    """
+    return functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def _measure(training: Training) -> None:
+    """Held-out bits per byte of every measured language; keeps the best checkpoint."""
+    if not training.heldout:
+        return
+    bits = {code: _heldout_bits(training, heldout) for code, heldout in training.heldout.items()}
+    step = training.state.step
+    training.metrics.write(step, {"heldout_bits_per_byte": bits})
+    own = training.recipe.trained_languages
+    mean = sum(bits[code] for code in own) / len(own)
+    if training.state.best is None or mean < training.state.best["bits_per_byte"]:
+        training.state = replace(training.state, best={"step": step, "bits_per_byte": mean})
+        if step > 0:
+            saved = save_checkpoint(training.checkpoints, training.trained, training.state)
+            if rank() == 0:
+                point_to(training.checkpoints, "best", saved, bits_per_byte=mean)
+
+
+def _heldout_bits(training: Training, heldout: HeldOut) -> float:
+    nll = score_documents(
+        training.engine,
+        heldout.documents,
+        prefix_token_id=training.prefix_token_id,
+        max_length=training.train.block_length,
+        tokens_per_batch=training.train.heldout.tokens_per_batch,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    return bits_per_byte(float(sum_over_ranks(nll).sum()), heldout.num_bytes)
+
+
+def _checkpoint(training: Training) -> None:
+    folder = training.checkpoints
+    saved = folder / f"step-{training.state.step:08d}"
+    if not saved.exists():  # the measurement may just have kept it as the best
+        save_checkpoint(folder, training.trained, training.state)
+    if rank() == 0:
+        point_to(folder, "last", saved)

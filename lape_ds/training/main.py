@@ -1,0 +1,53 @@
+"""What every rank runs: the Python half of `launch/train.sh`.
+
+The launcher gives `--local_rank=N RECIPE key=value …`; the rest stands in the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from lape_ds.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Trains; returns the exit code: 0 done or stopped on request, 2 for what the user must mend."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    from lape_ds.training import ranks
+
+    try:
+        return _train([argument for argument in arguments if not argument.startswith("--local_rank")])
+    except UserError as error:
+        if ranks.rank() > 0:
+            time.sleep(2)  # most mistakes are seen by all ranks at once: let the first one tell
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        ranks.end()
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from lape_ds.recipe import load_recipe
+    from lape_ds.training.loop import StopRequest, run_training
+    from lape_ds.training.ranks import rank
+    from lape_ds.training.setup import set_up
+
+    if not arguments:
+        raise UserError("which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4")
+    recipe = load_recipe(arguments[0], arguments[1:])
+    training = set_up(recipe)
+    finished = run_training(training, StopRequest())
+    if rank() == 0:
+        step, where = training.state.step, training.run_dir
+        if finished:
+            print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
+        else:
+            print(f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""`metrics.jsonl`: one line a step, one line a held-out measurement, whatever else is switched on.
+
+Beside the loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class Metrics:
+    """Appends lines to `metrics.jsonl`, and to TensorBoard or W&B through DeepSpeed's monitor.
+
+    Args:
+        path: The file; None on every rank but the first.
+        engine: Whose monitor also gets the numbers.
+        resumed_step: Lines of later steps, written before an interruption, are dropped: no step stands twice.
+    """
+
+    def __init__(self, path: Path | None, engine: DeepSpeedEngine, *, resumed_step: int) -> None:
+        self._path = path
+        self._monitor = engine.monitor
+        if path is not None:
+            _keep_until(path, resumed_step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes one line; `values` are numbers or dictionaries of numbers."""
+        if self._path is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        if self._monitor.enabled:
+            self._monitor.write_events([(f"lape_ds/{key}", value, step) for key, value in _flat(values)])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs: list[tuple[str, float]] = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs

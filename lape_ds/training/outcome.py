@@ -1,0 +1,123 @@
+"""What a training changed: held-out bits per byte before and after, read from its run folder.
+
+After training and export; the closing table of the quickstart. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lape_ds.errors import UserError
+from lape_ds.languages import find_language
+from lape_ds.recipe import Recipe
+from lape_ds.training.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run.
+
+    Attributes:
+        run_dir: Its folder.
+        before: Bits per byte by language before the first step.
+        after: The same at the exported step.
+        step: That step.
+        facts: What `run.json` says.
+        num_neurons: That were trained; None for methods that do not train neurons.
+    """
+
+    run_dir: Path
+    before: dict[str, float]
+    after: dict[str, float]
+    step: int
+    facts: dict[str, Any]
+    num_neurons: int | None
+
+
+def read_outcome(run_dir: Path) -> Outcome:
+    """Reads an exported run.
+
+    Raises:
+        UserError: It was not trained to a checkpoint, not exported, or measured nothing.
+    """
+    export = run_dir / "model" / "lape_ds_export.json"
+    if not export.exists():
+        raise UserError(f"{run_dir} has no exported model; run `lape-ds export {run_dir}` first")
+    exported = json.loads(export.read_text(encoding="utf-8"))
+    step, num_neurons = exported["step"], exported["num_neurons"]
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "heldout_bits_per_byte" in line]
+    by_step = {line["step"]: line["heldout_bits_per_byte"] for line in lines}
+    if 0 not in by_step or step not in by_step:
+        raise UserError(f"{run_dir} was not measured at steps 0 and {step}; set train.heldout.every_steps to measure there")
+    facts = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    return Outcome(run_dir, by_step[0], by_step[step], step, facts, num_neurons)
+
+
+def summarize(recipe: Recipe) -> None:
+    """Prints the closing table of every exported run of a recipe.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = recipe.output_dir / "train"
+    outcomes = [read_outcome(path.parent.parent) for path in sorted(folder.glob("*/model/lape_ds_export.json"))]
+    if not outcomes:
+        raise UserError(f"no exported run under {folder}; run `lape-ds train` and `lape-ds export` first")
+    console = Console()
+    console.print(_bits_table(recipe, outcomes))
+    console.print(_cost_table(outcomes))
+    if recipe.model.create is not None:
+        console.print(
+            "A demonstration of the machine on a tiny model made minutes ago, not evidence about large ones: the numbers are as measured.",
+            style="dim",
+        )
+
+
+def _bits_table(recipe: Recipe, outcomes: list[Outcome]) -> Table:
+    trained = recipe.trained_languages
+    table = Table(title="Held-out bits per byte (lower is better)", title_justify="left")
+    table.add_column("language")
+    table.add_column("before", justify="right")
+    for outcome in outcomes:
+        table.add_column(f"{outcome.run_dir.name}\nafter", justify="right")
+        table.add_column("\nchange", justify="right")
+    languages = list(dict.fromkeys(code for outcome in outcomes for code in outcome.before))
+    others = [code for code in languages if code not in trained]
+    for code in [code for code in languages if code in trained]:
+        _add_row(table, f"{find_language(code).name} (trained)", [code], outcomes, style="bold")
+    for code in others:
+        _add_row(table, find_language(code).name, [code], outcomes)
+    if others:
+        table.add_section()
+        _add_row(table, f"mean of the {len(others)} others", others, outcomes, style="bold")
+    return table
+
+
+def _add_row(table: Table, name: str, codes: list[str], outcomes: list[Outcome], *, style: str = "") -> None:
+    cells = [f"{_mean(outcomes[0].before, codes):.4f}"]
+    for outcome in outcomes:
+        before, after = _mean(outcome.before, codes), _mean(outcome.after, codes)
+        cells += [f"{after:.4f}", f"{after - before:+.4f}"]
+    table.add_row(name, *cells, style=style)
+
+
+def _mean(bits: dict[str, float], codes: list[str]) -> float:
+    return sum(bits[code] for code in codes) / len(codes)
+
+
+def _cost_table(outcomes: list[Outcome]) -> Table:
+    table = Table(title="What was trained", title_justify="left")
+    for heading in ("run", "neurons", "weights", "of all", "steps", "model"):
+        table.add_column(heading, justify="left" if heading in ("run", "model") else "right", overflow="fold")
+    for outcome in outcomes:
+        trained, total = outcome.facts["trained_parameters"], outcome.facts["parameters"]
+        neurons = "–" if outcome.num_neurons is None else f"{outcome.num_neurons:,}"
+        share = f"{100 * trained / total:.2f} %"
+        table.add_row(outcome.run_dir.name, neurons, f"{trained:,}", share, f"{outcome.step:,}", f"{outcome.run_dir}/model")
+    return table

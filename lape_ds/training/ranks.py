@@ -1,0 +1,97 @@
+"""The ranks of a training: start, what they must agree on, end.
+
+Beside the loop. Every function here but `rank` and `world_size` is collective: all ranks must enter it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from lape_ds.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """Number of this process; known before the process group is."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def start() -> None:
+    """Joins the process group (a group of one when started without a launcher)."""
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    share_cores()
+    # DeepSpeed would compile a shared-memory reduction for CPU ranks here: a C++ compiler, half a minute, and nothing gained
+    # at the sizes one trains on a CPU.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    if get_accelerator().device_name() != "cpu":
+        get_accelerator().set_device(local_rank())
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+
+
+def share_cores() -> None:
+    """Without a GPU the ranks of a node share its cores; each taking all of them is several times slower."""
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def end() -> None:
+    """Leaves the process group; without this, ZeRO-3 aborts at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Runs `work` (which must not communicate) on every rank; if it fails on one, all ranks raise.
+
+    A rank that raised alone would leave the others waiting in their next collective.
+
+    Raises:
+        UserError: Of this rank, or of another one, named.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except (UserError, OSError, RuntimeError, AssertionError) as raised:
+        error = raised
+    reports: list[str | None] = [None] * world_size()
+    dist.all_gather_object(reports, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for number, report in enumerate(reports):
+        if report is not None:
+            raise UserError(f"rank {number} failed: {report}")
+    return result  # type: ignore[return-value]
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, on the CPU."""
+    on_device = values.to(device())
+    dist.all_reduce(on_device)
+    return on_device.cpu()
