@@ -7,6 +7,7 @@ lape-ds is needed for training; `engine.save_checkpoint` and `load_checkpoint` w
 """
 
 import sys
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -35,9 +36,11 @@ def main(model_path: str, neurons_path: str, language: str, text_path: str) -> N
     optimizer = MaskedOptimizer(model, neurons, torch.optim.AdamW, lr=1e-4, weight_decay=0.01)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=masked_config(CONFIG))
 
-    lines = open(text_path, encoding="utf-8").read().splitlines()
+    lines = Path(text_path).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines[engine.global_rank :: engine.world_size]):
-        ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=512).input_ids.to(engine.device)
+        ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=512).input_ids.to(
+            engine.device
+        )
         loss = engine(input_ids=ids, labels=ids).loss
         engine.backward(loss)
         engine.step()

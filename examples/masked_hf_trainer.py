@@ -48,7 +48,9 @@ def main(model_path: str, neurons_path: str, language: str, text_path: str) -> N
     optimizer = MaskedOptimizer(model, neurons, torch.optim.AdamW, lr=1e-4, weight_decay=0.01)
 
     text = load_dataset("text", data_files=text_path, split="train")
-    tokens = text.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512), remove_columns=["text"])
+    tokens = text.map(
+        lambda row: tokenizer(row["text"], truncation=True, max_length=512), remove_columns=["text"]
+    )
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lape_ds.errors import UserError
+from lape_ds.model.loading import without_bars
 from lape_ds.recipe import CreateSection
 
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<s>", "</s>", "<unk>"  # ids 0 to 3
@@ -133,7 +134,7 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**(create.llama | special)))
-    with _whole_folder(folder) as temporary:
+    with _whole_folder(folder) as temporary, without_bars():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return model.eval()

@@ -10,6 +10,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from lape_ds.errors import UserError
 
@@ -96,6 +98,18 @@ def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"{where}: the hub refused: {str(error).splitlines()[0]}; try again later") from error
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Silences transformers' bars for reading and writing weights: one for each rank would fill a log."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
 
@@ -127,15 +141,16 @@ def load_model(folder: Path, *, dtype: str, attn_implementation: str) -> PreTrai
     Raises:
         UserError: The checkpoint cannot be loaded, lacks weights, or is quantised.
     """
-    model, report = _from_folder(
-        AutoModelForCausalLM.from_pretrained,
-        folder,
-        "model",
-        config=_load_config(folder),
-        dtype=getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-        output_loading_info=True,
-    )
+    with without_bars():
+        model, report = _from_folder(
+            AutoModelForCausalLM.from_pretrained,
+            folder,
+            "model",
+            config=_load_config(folder),
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+        )
     # transformers would go on with random values where the file has none.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -6,6 +6,7 @@ For `full` and `ffn`; checkpoints and export deal in entry ranges and need no br
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ class DenseEntries:
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], optimizer: type[torch.optim.Optimizer], **settings: object
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        optimizer: type[torch.optim.Optimizer],
+        **settings: Any,
     ) -> None:
         wanted = set(names)
         named = {name: param for name, param in model.named_parameters() if name in wanted}

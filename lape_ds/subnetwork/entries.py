@@ -39,9 +39,11 @@ class Block:
 
     @property
     def num_entries(self) -> int:
+        """How many entries are selected."""
         return len(self.index) * (self.cols if self.axis == 0 else self.rows)
 
     def window(self, flat: Tensor) -> Tensor:
+        """The window as a view [rows, cols]."""
         return flat.narrow(0, self.offset, self.rows * self.cols).view(self.rows, self.cols)
 
     def gather(self, flat: Tensor) -> Tensor:
@@ -74,6 +76,7 @@ class EntryMask:
 
     @property
     def num_entries(self) -> int:
+        """Trained entries of the whole weight."""
         return self.entries_before(self.rows * self.cols)
 
     def keep_only(self, grad: Tensor) -> Tensor:
@@ -165,4 +168,3 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
                 f"{layers[0].num_neurons} neurons; use a neuron set identified on this model"
             )
     return masks
-

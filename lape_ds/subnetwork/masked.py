@@ -124,7 +124,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._params = [named[name] for name in self.masks]
         self._mask_of = {id(named[name]): mask for name, mask in self.masks.items()}
         self.inner_class = optimizer
-        self._inner = optimizer([{"params": [_empty_vector(torch.device("cpu"))], **settings}])
+        build: Callable[..., torch.optim.Optimizer] = optimizer
+        self._inner = build([_empty_vector(torch.device("cpu"))], **settings)
         self._gathered: dict[int, _Gathered] | None = None
         self._pending: dict[str, Any] | None = None  # a state_dict that waits for DeepSpeed's buffers
         self._gradients_seen = False

@@ -1,10 +1,10 @@
 """Checkpoints: the trained entries' masters and moments, by weight and entry, for every method.
 
-Beside the loop, which writes them (saving.py); read here by resume and export. Nothing frozen is stored and nothing depends on how ZeRO cut the weights: every rank writes the entry
-ranges that it owns, a reader asks for any range. So a run resumes on another number of ranks or another ZeRO stage,
-and export needs neither DeepSpeed nor a process group.
+Beside the loop, which writes them (saving.py); resume and export read them here. Nothing frozen is stored and nothing
+depends on how ZeRO cut the weights: every rank writes the entry ranges that it owns, a reader asks for any range. So a
+run resumes on another number of ranks or another ZeRO stage, and export needs neither DeepSpeed nor a process group.
 
-    checkpoints/step-00000500/state.json             step, what trains, scalars of the optimizer, best so far
+    checkpoints/step-00000500/state.json              step, what trains, scalars of the optimizer, best so far
     checkpoints/step-00000500/rank-00000.safetensors  "master|<weight>|<start>", "exp_avg|<weight>|<start>", …
     checkpoints/last.json, checkpoints/best.json      {"folder": "step-00000500", …}
 
@@ -68,7 +68,9 @@ class CheckpointReader:
         self.folder = folder
         self.scalars = {key: torch.tensor(value) for key, value in content.pop("scalars").items()}
         if content.pop("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{folder} was written by another version of lape-ds; finish the run with that version")
+            raise UserError(
+                f"{folder} was written by another version of lape-ds; finish the run with that version"
+            )
         self.state = CheckpointState(**content)
         self._parts: dict[str, dict[str, list[tuple[int, Path]]]] = defaultdict(lambda: defaultdict(list))
         for path in sorted(folder.glob("rank-*.safetensors")):
@@ -93,7 +95,9 @@ class CheckpointReader:
         parts = self._parts[name][key]
         pieces: list[Tensor] = []
         position = start
-        for part_start, path in parts[max(0, bisect.bisect_right(parts, start, key=lambda part: part[0]) - 1) :]:
+        for part_start, path in parts[
+            max(0, bisect.bisect_right(parts, start, key=lambda part: part[0]) - 1) :
+        ]:
             if position >= stop:
                 break
             with safe_open(path, framework="pt") as file:
@@ -102,7 +106,9 @@ class CheckpointReader:
                 pieces.append(stored[position - part_start : end - part_start])
             position = end
         if position < stop:
-            raise UserError(f"{self.folder} lacks entries {position}:{stop} of {name}; a rank's file is missing")
+            raise UserError(
+                f"{self.folder} lacks entries {position}:{stop} of {name}; a rank's file is missing"
+            )
         return torch.cat(pieces)
 
 

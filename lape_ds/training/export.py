@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
-from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, resolve_model
+from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import load_recipe
 from lape_ds.runlog import write_json
@@ -46,7 +46,9 @@ class Export:
     total: int
 
 
-def export_model(run_dir: Path, *, checkpoint: Literal["best", "last"] = "best", folder: Path | None = None) -> Export:
+def export_model(
+    run_dir: Path, *, checkpoint: Literal["best", "last"] = "best", folder: Path | None = None
+) -> Export:
     """Writes `run_dir/model` (or `folder`): weights, configuration and tokenizer, for `from_pretrained`.
 
     Args:
@@ -60,7 +62,9 @@ def export_model(run_dir: Path, *, checkpoint: Literal["best", "last"] = "best",
         AssertionError: Something outside the trained entries differs from the base.
     """
     if not (run_dir / "run.json").exists():
-        raise UserError(f"{run_dir} is not the folder of a training (it has no run.json); give output_dir/train/<run>")
+        raise UserError(
+            f"{run_dir} is not the folder of a training (it has no run.json); give output_dir/train/<run>"
+        )
     recipe = load_recipe(str(run_dir), [])
     source = pointed_to(run_dir / "checkpoints", checkpoint)
     if source is None:
@@ -71,7 +75,9 @@ def export_model(run_dir: Path, *, checkpoint: Literal["best", "last"] = "best",
     reader = CheckpointReader(source)
     base_folder = resolve_model(recipe.model.path, recipe.model.revision)
     if fingerprint(base_folder) != reader.state.base_fingerprint:
-        raise UserError(f"{recipe.model.path} no longer holds the weights that {run_dir} was trained from; restore them")
+        raise UserError(
+            f"{recipe.model.path} no longer holds the weights that {run_dir} was trained from; restore them"
+        )
     model = load_model(base_folder, dtype=recipe.model.dtype, attn_implementation="sdpa")
     base = {name: param.detach().clone() for name, param in model.named_parameters()}
     neurons = _trained_neurons(run_dir)
@@ -148,7 +154,8 @@ def _bits(weight: Tensor) -> Tensor:
 def _save(model: PreTrainedModel, base_folder: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    with without_bars():
+        model.save_pretrained(temporary)
     load_tokenizer(base_folder).save_pretrained(temporary)
     if target.exists():
         shutil.rmtree(target)

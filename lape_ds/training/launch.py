@@ -12,12 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.resources import asset
 
 
-def launch_training(recipe_path: str, overrides: Sequence[str], *, launcher_options: Sequence[str] = ()) -> None:
+def launch_training(
+    recipe_path: str, overrides: Sequence[str], *, launcher_options: Sequence[str] = ()
+) -> None:
     """Runs a training to its end through the DeepSpeed launcher.
 
     The recipe is loaded here first: a mistake in it is told once, before any rank starts.
@@ -32,8 +36,12 @@ def launch_training(recipe_path: str, overrides: Sequence[str], *, launcher_opti
         SystemExit: With the ranks' exit code, if it is not 0.
     """
     recipe = load_recipe(recipe_path, overrides)
-    options = [*_ranks_option(recipe.launch.num_ranks, launcher_options), *_port_option(launcher_options), *launcher_options]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning", *options]
+    options = [
+        *_ranks_option(recipe.launch.num_ranks, launcher_options),
+        *_port_option(launcher_options),
+        *launcher_options,
+    ]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *options]
     command = [*launcher, str(asset("launch/train.sh")), recipe_path, *overrides]
     done = subprocess.run(command, env=_environment(), check=False)
     if done.returncode:
@@ -45,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     where = next((i for i, argument in enumerate(arguments) if _is_recipe(argument)), None)
     try:
         if where is None:
-            raise UserError("which recipe? usage: launch/train.sh [launcher options] RECIPE.yaml [key=value …]")
+            raise UserError(
+                "which recipe? usage: launch/train.sh [launcher options] RECIPE.yaml [key=value …]"
+            )
         launch_training(arguments[where], arguments[where + 1 :], launcher_options=arguments[:where])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -57,7 +67,9 @@ def _is_recipe(argument: str) -> bool:
 
 
 def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> list[str]:
-    chosen = any(option.startswith(("--num_", "--include", "--exclude", "--hostfile")) for option in launcher_options)
+    chosen = any(
+        option.startswith(("--num_", "--include", "--exclude", "--hostfile")) for option in launcher_options
+    )
     return [] if num_ranks is None or chosen else ["--num_gpus", str(num_ranks)]
 
 
@@ -71,9 +83,12 @@ def _port_option(launcher_options: Sequence[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The ranks import lape_ds also where only its checkout is there."""
+    """The ranks import lape_ds also where only its checkout is there, and DeepSpeed need not guess what it runs on."""
     root = str(Path(__file__).resolve().parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return (
+        {"DS_ACCELERATOR": "cuda" if torch.cuda.is_available() else "cpu"} | os.environ | {"PYTHONPATH": path}
+    )
 
 
 if __name__ == "__main__":

@@ -60,10 +60,12 @@ class Training:
 
     @property
     def train(self) -> TrainSection:
+        """The recipe's section."""
         return self.recipe.train
 
     @property
     def checkpoints(self) -> Path:
+        """Where checkpoints go."""
         return self.run_dir / "checkpoints"
 
 
@@ -113,7 +115,9 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
     rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
     set_learning_rate(engine, rate)
     micro_batches = _micro_batches(training, step)
-    counted = torch.tensor([sum(num_targets(labels) for _, labels in micro_batches), int(stop.received)], dtype=torch.float64)
+    counted = torch.tensor(
+        [sum(num_targets(labels) for _, labels in micro_batches), int(stop.received)], dtype=torch.float64
+    )
     num_scored, stopping = sum_over_ranks(counted).tolist()
     nll = torch.zeros((), dtype=torch.float64)
     for number, (input_ids, labels) in enumerate(micro_batches):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 from lape_ds.errors import UserError
@@ -15,7 +16,10 @@ from lape_ds.errors import UserError
 
 def main(arguments: Sequence[str]) -> int:
     """Trains; returns the exit code: 0 done or stopped on request, 2 for what the user must mend."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(
+        logging.ERROR
+    )  # it warns that it has not tested our optimizer; we have
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     from lape_ds.training import ranks
 
     try:
@@ -36,7 +40,9 @@ def _train(arguments: Sequence[str]) -> int:
     from lape_ds.training.setup import set_up
 
     if not arguments:
-        raise UserError("which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4")
+        raise UserError(
+            "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
+        )
     recipe = load_recipe(arguments[0], arguments[1:])
     training = set_up(recipe)
     finished = run_training(training, StopRequest())
@@ -45,7 +51,10 @@ def _train(arguments: Sequence[str]) -> int:
         if finished:
             print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
         else:
-            print(f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on", file=sys.stderr)
+            print(
+                f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on",
+                file=sys.stderr,
+            )
     return 0
 
 

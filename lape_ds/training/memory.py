@@ -23,7 +23,7 @@ def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
     Masters are DeepSpeed's fp32 copies (0 where it steps the weights themselves). Gradients are what it holds between
     backward and step. Moments are counted before they exist, by the optimizer's kind.
     """
-    parameters = list(engine.module.parameters())
+    parameters = list(engine.parameters())
     buffers = {id(shard.buffer): shard.buffer for shard in trained.shards()}
     weights = {_stored(param).untyped_storage().data_ptr() for param in parameters}
     copies = [buffer for buffer in buffers.values() if buffer.untyped_storage().data_ptr() not in weights]
@@ -37,7 +37,7 @@ def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
 
 def describe_memory(engine: DeepSpeedEngine, trained: Trained) -> str:
     """One line for the log."""
-    parameters = sum(full_shape(param).numel() for param in engine.module.parameters())
+    parameters = sum(full_shape(param).numel() for param in engine.parameters())
     kinds = ", ".join(f"{kind} {_readable(size)}" for kind, size in memory_by_kind(engine, trained).items())
     share = 100 * trained.num_entries / parameters
     return f"training {trained.num_entries:,} of {parameters:,} weights ({share:.2f} %); rank 0 keeps {kinds}"

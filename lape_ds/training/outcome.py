@@ -54,7 +54,9 @@ def read_outcome(run_dir: Path) -> Outcome:
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "heldout_bits_per_byte" in line]
     by_step = {line["step"]: line["heldout_bits_per_byte"] for line in lines}
     if 0 not in by_step or step not in by_step:
-        raise UserError(f"{run_dir} was not measured at steps 0 and {step}; set train.heldout.every_steps to measure there")
+        raise UserError(
+            f"{run_dir} was not measured at steps 0 and {step}; set train.heldout.every_steps to measure there"
+        )
     facts = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     return Outcome(run_dir, by_step[0], by_step[step], step, facts, num_neurons)
 
@@ -66,16 +68,19 @@ def summarize(recipe: Recipe) -> None:
         UserError: There is none.
     """
     folder = recipe.output_dir / "train"
-    outcomes = [read_outcome(path.parent.parent) for path in sorted(folder.glob("*/model/lape_ds_export.json"))]
+    outcomes = [read_outcome(path.parent.parent) for path in folder.glob("*/model/lape_ds_export.json")]
+    outcomes.sort(
+        key=lambda outcome: (outcome.facts["recipe"]["train"]["method"] == "random", outcome.run_dir.name)
+    )
     if not outcomes:
         raise UserError(f"no exported run under {folder}; run `lape-ds train` and `lape-ds export` first")
     console = Console()
     console.print(_bits_table(recipe, outcomes))
     console.print(_cost_table(outcomes))
+    console.print(f"models and metrics: {folder}/<run>")
     if recipe.model.create is not None:
         console.print(
-            "A demonstration of the machine on a tiny model made minutes ago, not evidence about large ones: the numbers are as measured.",
-            style="dim",
+            "A tiny model made minutes ago shows the machine at work; it is no evidence about large ones."
         )
 
 
@@ -113,11 +118,11 @@ def _mean(bits: dict[str, float], codes: list[str]) -> float:
 
 def _cost_table(outcomes: list[Outcome]) -> Table:
     table = Table(title="What was trained", title_justify="left")
-    for heading in ("run", "neurons", "weights", "of all", "steps", "model"):
-        table.add_column(heading, justify="left" if heading in ("run", "model") else "right", overflow="fold")
+    for heading in ("run", "neurons", "weights", "of all", "steps"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
     for outcome in outcomes:
         trained, total = outcome.facts["trained_parameters"], outcome.facts["parameters"]
         neurons = "–" if outcome.num_neurons is None else f"{outcome.num_neurons:,}"
         share = f"{100 * trained / total:.2f} %"
-        table.add_row(outcome.run_dir.name, neurons, f"{trained:,}", share, f"{outcome.step:,}", f"{outcome.run_dir}/model")
+        table.add_row(outcome.run_dir.name, neurons, f"{trained:,}", share, f"{outcome.step:,}")
     return table

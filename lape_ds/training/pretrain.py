@@ -53,7 +53,9 @@ def pretraining_recipe(recipe: Recipe, random_model: Path) -> Recipe:
     """The recipe of the pre-training: `model.create.pretrain` over all identified languages."""
     assert recipe.model.create is not None
     train = recipe.model.create.pretrain
-    train = train.model_copy(update={"method": "full", "languages": train.languages or recipe.languages.identify})
+    train = train.model_copy(
+        update={"method": "full", "languages": train.languages or recipe.languages.identify}
+    )
     model = recipe.model.model_copy(update={"path": str(random_model), "create": None})
     cache = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
     return recipe.model_copy(
@@ -71,5 +73,7 @@ def _tokenizer_text(recipe: Recipe, per_language: int) -> Iterator[str]:
     """The same number of documents of every language, however often each is trained on: scripts must all be covered."""
     for code in recipe.languages.identify:
         source = recipe.corpus.per_language.get(code, recipe.corpus.source)
-        documents = read_documents(source, find_language(code), on_bad_line=recipe.corpus.on_bad_line, position=None)
+        documents = read_documents(
+            source, find_language(code), on_bad_line=recipe.corpus.on_bad_line, position=None
+        )
         yield from (text for text, _ in islice(documents, per_language))

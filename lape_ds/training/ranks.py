@@ -12,7 +12,6 @@ from typing import TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from lape_ds.errors import UserError
@@ -37,16 +36,22 @@ def local_rank() -> int:
 
 def start() -> None:
     """Joins the process group (a group of one when started without a launcher)."""
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    defaults = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29531",
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     share_cores()
     # DeepSpeed would compile a shared-memory reduction for CPU ranks here: a C++ compiler, half a minute, and nothing gained
     # at the sizes one trains on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
-    if get_accelerator().device_name() != "cpu":
-        get_accelerator().set_device(local_rank())
-    deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
 def share_cores() -> None:
@@ -64,7 +69,11 @@ def end() -> None:
 
 def device() -> torch.device:
     """Where this rank computes."""
-    return torch.device(get_accelerator().current_device_name())
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def together(work: Callable[[], Result]) -> Result:

@@ -7,7 +7,9 @@ import math
 from lape_ds.recipe import OptimizerSection, ScheduleSection
 
 
-def learning_rate(step: int, total_steps: int, optimizer: OptimizerSection, schedule: ScheduleSection) -> float:
+def learning_rate(
+    step: int, total_steps: int, optimizer: OptimizerSection, schedule: ScheduleSection
+) -> float:
     """Learning rate of one optimizer step.
 
     Args:

@@ -6,6 +6,7 @@ mistake is one line and not a hang.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -14,16 +15,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, resolve_model
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, TrainSection, freeze_recipe
+from lape_ds.recipe import Recipe, TokenBudget, TrainSection, freeze_recipe
 from lape_ds.runlog import write_run_json
 from lape_ds.subnetwork.methods import prepare, torch_optimizer
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
@@ -36,7 +38,13 @@ from lape_ds.training.zero import engine_config, initialize
 
 # What decides a run's numbers. Not how they are computed: a run may go on with other ranks, another ZeRO stage, another
 # micro-batch of the same global batch.
-_HOW = {"engine", "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "checkpoint_every_steps"}
+_HOW = {
+    "engine",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "checkpoint_every_steps",
+}
 _HOW |= {"resume", "tensorboard", "wandb"}
 _SECTIONS = (
     "seed",
@@ -62,13 +70,15 @@ def set_up(recipe: Recipe) -> Training:
     if rank() == 0:
         _open_run_folder(recipe, run_dir)
     # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
-    corpora = prepare_corpora(recipe, tokenizer, _languages(recipe), train_tokens=_budgets(recipe))
+    corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
 
     start()
     torch.manual_seed(recipe.seed)
     model = together(
-        lambda: load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+        lambda: load_model(
+            folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation
+        )
     )
     checkpoint = together(lambda: _last_checkpoint(recipe, run_dir, base_fingerprint))
     if checkpoint is not None:  # before DeepSpeed copies the weights into its masters
@@ -95,14 +105,23 @@ def set_up(recipe: Recipe) -> Training:
         if chosen is not None:
             chosen.save(run_dir / "neurons.safetensors")
         facts = {"stage": "train", "world_size": world_size(), "trained_parameters": trained.num_entries}
-        facts |= {"parameters": _num_parameters(model), "total_steps": total_steps, "model_fingerprint": base_fingerprint}
+        facts |= {
+            "parameters": _num_parameters(model),
+            "total_steps": total_steps,
+            "model_fingerprint": base_fingerprint,
+        }
         write_run_json(run_dir, recipe, facts)
         print(describe_memory(engine, trained), file=sys.stderr)
         if state.step:
             print(f"going on from step {state.step:,} of {total_steps:,} ({run_dir})", file=sys.stderr)
     metrics = Metrics(run_dir / "metrics.jsonl" if rank() == 0 else None, engine, resumed_step=state.step)
     heldout = {code: _heldout(recipe, corpora[code]) for code in _measured(recipe)}
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    layout = token_layout(tokenizer)
+    prefix = layout.eos_id if layout.bos_id is None else layout.bos_id
+    if prefix is None:
+        raise UserError(
+            f"the tokenizer of {recipe.model.path} has neither BOS nor EOS: nothing can stand before a text"
+        )
     return Training(recipe, run_dir, engine, trained, blocks, heldout, metrics, prefix, total_steps, state)
 
 
@@ -147,7 +166,9 @@ def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -
         return None
     path = train.neurons or recipe.identify_dir / "neurons.safetensors"
     if not path.exists():
-        raise UserError(f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons")
+        raise UserError(
+            f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons"
+        )
     found = NeuronSet.load(path)
     layers = ffn_layers(load_skeleton(model_folder))
     found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
@@ -169,14 +190,22 @@ def _measured(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*recipe.trained_languages, *recipe.train.heldout.languages]))
 
 
-def _languages(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys([*_measured(recipe), *_replayed(recipe)]))
-
-
-def _budgets(recipe: Recipe) -> dict[str, Any]:
-    """Tokens to pack of each language. Languages only measured need their held-out part, which packing makes on the way."""
-    budgets: dict[str, Any] = {code: recipe.train.tokens for code in recipe.trained_languages}
-    return dict.fromkeys(_languages(recipe), recipe.train.tokens) | budgets
+def _corpora(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, PackedCorpus]:
+    """Packed text: of the trained languages all that the recipe asks for, of the others only what they are needed for."""
+    train = recipe.train
+    own = recipe.trained_languages
+    corpora = prepare_corpora(recipe, tokenizer, own, train_tokens=dict.fromkeys(own, train.tokens))
+    # So many tokens make the held-out part about half as large again as is measured.
+    enough_heldout = math.ceil(1.5 * train.heldout.tokens_per_language / recipe.corpus.heldout_share)
+    needed: dict[str, TokenBudget] = {code: enough_heldout for code in _measured(recipe) if code not in own}
+    replayed = _replayed(recipe)
+    if replayed:
+        num_own = sum(corpora[code].train.num_tokens for code in own)
+        each = math.ceil(
+            num_own * train.epochs * train.replay.share / (1 - train.replay.share) / len(replayed)
+        )
+        needed |= {code: max(each, int(needed.get(code, 1))) for code in replayed}
+    return corpora | prepare_corpora(recipe, tokenizer, needed, train_tokens=needed, or_all=True)
 
 
 def _training_blocks(recipe: Recipe, corpora: dict[str, PackedCorpus]) -> TrainingBlocks:

@@ -93,9 +93,7 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
     norm = None
     if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled():
         # This path of DeepSpeed clips without telling the norm. The gradients are already averaged over the ranks.
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in engine.module.parameters() if p.grad is not None]
-        )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters() if p.grad is not None])
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)  # type: ignore[arg-type]
 

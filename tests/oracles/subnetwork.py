@@ -33,7 +33,9 @@ def entry_positions(model: nn.Module, neurons: Sequence[tuple[int, int]]) -> dic
         if "down_proj" in name:
             positions[name] = [(row, index) for row in range(rows) for index in picked]
         elif "gate_up_proj" in name:
-            positions[name] = [(row, col) for index in picked for row in (index, rows // 2 + index) for col in range(cols)]
+            positions[name] = [
+                (row, col) for index in picked for row in (index, rows // 2 + index) for col in range(cols)
+            ]
         else:
             positions[name] = [(index, col) for index in picked for col in range(cols)]
     return positions
@@ -87,15 +89,17 @@ def train_entries(
     return OracleResult(_written(base, where, masters), norms)
 
 
-def _written(base, where, masters) -> dict[str, Tensor]:  # noqa: ANN001
+def _written(base, where, masters) -> dict[str, Tensor]:
     weights = {name: value.clone() for name, value in base.items()}
     for name, index in where.items():
         weights[name][index] = masters[name].detach().to(weights[name].dtype)
     return weights
 
 
-def _gradients(model, base, where, masters, input_ids, scale) -> dict[str, Tensor]:  # noqa: ANN001
-    leaves = {name: value.detach().to(base[name].dtype).requires_grad_(True) for name, value in masters.items()}
+def _gradients(model, base, where, masters, input_ids, scale) -> dict[str, Tensor]:
+    leaves = {
+        name: value.detach().to(base[name].dtype).requires_grad_(True) for name, value in masters.items()
+    }
     weights = dict(base)
     for name, index in where.items():
         weights[name] = base[name].clone().index_put(index, leaves[name])

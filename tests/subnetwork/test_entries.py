@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from tests.oracles.subnetwork import entry_positions
 from tests.tiny_models import tiny_model
 
 ROWS, COLS = 4, 3
+AXES: tuple[tuple[Literal[0, 1], int], ...] = ((0, ROWS), (1, COLS))
 MASKS = [
     EntryMask("w", ROWS, COLS, axis, torch.tensor(index))
-    for axis, size in ((0, ROWS), (1, COLS))
+    for axis, size in AXES
     for count in (1, 2, size)
-    for index in [sorted(torch.randperm(size, generator=torch.Generator().manual_seed(count))[:count].tolist())]
+    for index in [
+        sorted(torch.randperm(size, generator=torch.Generator().manual_seed(count))[:count].tolist())
+    ]
 ]
 
 
@@ -49,7 +53,9 @@ def test_scatter_writes_what_gather_reads_and_nothing_else(mask: EntryMask) -> N
         buffer = torch.zeros(stop - start)
         for block in mask.blocks(start, stop, offset=0, device="cpu"):
             block.scatter(buffer, torch.ones(block.num_entries))
-        assert buffer.nonzero().flatten().tolist() == [place - start for place in positions(mask) if start <= place < stop]
+        assert buffer.nonzero().flatten().tolist() == [
+            place - start for place in positions(mask) if start <= place < stop
+        ]
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"axis{mask.axis}-{mask.index.tolist()}")

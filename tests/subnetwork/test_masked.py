@@ -42,14 +42,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @functools.cache
 def oracle(world_size: int, dtype: str, optimizer: str, model_type: str, bf16_sums: bool) -> OracleResult:
     model = tiny_model(model_type, dtype=getattr(torch, dtype))
-    cls, settings = OPTIMIZERS[optimizer]
-    make: Callable[[list[Tensor]], torch.optim.Optimizer] = lambda params: cls(params, lr=learning_rate(0), **settings)  # noqa: E731
+    settings = OPTIMIZERS[optimizer][1]
+    build: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[optimizer][0]
     return train_entries(
         model,
         NEURONS,
         lambda step: micro_batches(step, world_size),
         steps=STEPS,
-        make_optimizer=make,
+        make_optimizer=lambda params: build(params, lr=learning_rate(0), **settings),
         learning_rate=learning_rate,
         max_norm=MAX_NORM,
         bf16_sums=bf16_sums,
@@ -91,7 +91,9 @@ class TestAgainstOracle:
         expected = self.expected(world_size, case).norms
         assert all(norm > MAX_NORM for norm in expected), "clipping must bite"
         rtol = 1e-5 if case.dtype == "float32" else 2e-2  # the norm of a bf16 model moves with its last bits
-        torch.testing.assert_close(torch.tensor(norms), torch.tensor(expected), rtol=rtol, atol=0.0, check_dtype=False)
+        torch.testing.assert_close(
+            torch.tensor(norms), torch.tensor(expected), rtol=rtol, atol=0.0, check_dtype=False
+        )
 
     def test_moments_exist_for_trained_entries_only(self, trained: tuple[int, Path], case: Case) -> None:
         world_size, out = trained
@@ -115,3 +117,67 @@ def test_ulps_oracle() -> None:
     one = torch.tensor([1.0, -1.0, 0.0], dtype=torch.bfloat16)
     next_up = torch.tensor([1.0078125, -1.0, -0.0], dtype=torch.bfloat16)  # 1 + 2**-7 is bf16's next after 1
     assert bf16_ulps_apart(one, next_up) == 1
+
+
+def test_optimizers_that_are_not_elementwise_are_refused_by_name() -> None:
+    neurons = torch.tensor(NEURONS)
+    for cls in (torch.optim.Adafactor, torch.optim.Muon, torch.optim.LBFGS):
+        with pytest.raises(
+            UserError, match=f"{cls.__name__} cannot train a neuron mask: only elementwise .*AdamW.*Lion"
+        ):
+            MaskedOptimizer(tiny_model("llama"), neurons, cls)
+
+
+def test_a_subclass_may_do_anything_and_is_refused() -> None:
+    class Mine(torch.optim.AdamW):
+        pass
+
+    with pytest.raises(UserError, match="Mine cannot train a neuron mask"):
+        MaskedOptimizer(tiny_model("llama"), torch.tensor(NEURONS), Mine)
+
+
+def test_weights_without_an_entry_are_frozen() -> None:
+    model = tiny_model("llama")
+    MaskedOptimizer(model, torch.tensor(NEURONS))
+    trained = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert trained == set(entry_positions(tiny_model("llama"), NEURONS))
+
+
+def test_without_deepspeed_it_is_an_ordinary_optimizer() -> None:
+    """A plain torch loop: a backward makes it step, a step before any backward moves nothing."""
+    model = tiny_model("llama")
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    optimizer = MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.SGD, lr=0.1, weight_decay=0.1)
+    optimizer.step()
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
+    ids = micro_batches(0, 1)[0][0]
+    model(input_ids=ids, labels=ids).loss.backward()
+    grads = {name: param.grad.clone() for name, param in model.named_parameters() if param.grad is not None}
+    optimizer.step()
+    for name, param in model.named_parameters():
+        expected = before[name].clone()
+        for row, col in entry_positions(model, NEURONS).get(name, []):
+            expected[row, col] -= 0.1 * (grads[name][row, col] + 0.1 * before[name][row, col])
+        torch.testing.assert_close(param.detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_round_robin_gradients_are_refused() -> None:
+    with pytest.raises(UserError, match="round_robin_gradients: true reorders"):
+        masked_config({"zero_optimization": {"stage": 2, "round_robin_gradients": True}})
+
+
+def test_masked_config_leaves_the_users_own_alone() -> None:
+    config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
+    assert masked_config(config).items() >= config.items()
+    assert config == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
+
+
+def test_stage_0_in_bf16_takes_no_step_while_it_is_set_up(trained: tuple[int, Path]) -> None:
+    """DeepSpeed steps once on zero gradients there: AdamW's masters would be (1 - lr * weight_decay) of the weights."""
+    told = json.loads((trained[1] / "setup.json").read_text())
+    assert told == {"masked": {"moved": False, "steps": 0}, "full": {"moved": False, "steps": 0}}
+
+
+def test_deepspeeds_own_checkpoints_work(trained: tuple[int, Path]) -> None:
+    """`engine.save_checkpoint` and `load_checkpoint`, stages 1 to 3: interrupted equals uninterrupted, bit for bit."""
+    assert json.loads((trained[1] / "own_checkpoints.json").read_text()) == {"1": True, "2": True, "3": True}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Case:
     stage: int
-    offload: str = "none"
-    dtype: str = "float32"
+    offload: Literal["none", "cpu"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     optimizer: str = "adamw"
     model_type: str = "llama"
     sub_group_size: int | None = None
@@ -42,12 +42,9 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    cases = [
-        Case(stage, offload, dtype)
-        for stage in (0, 1, 2, 3)
-        for offload in (("none", "cpu") if stage else ("none",))
-        for dtype in ("float32", "bfloat16")
-    ]
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    cases = [Case(stage, dtype=dtype) for stage in (0, 1, 2, 3) for dtype in dtypes]
+    cases += [Case(stage, "cpu", dtype) for stage in (1, 2, 3) for dtype in dtypes]  # stage 0 has no offload
     cases += [Case(2, optimizer=name) for name in ("adam", "sgd", "lion")]
     cases += [Case(3, optimizer=name, dtype="bfloat16") for name in ("sgd", "lion")]
     cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3")]

@@ -6,15 +6,19 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
+from lape_ds.subnetwork.dense import DenseEntries
 from lape_ds.subnetwork.masked import MaskedOptimizer
+from lape_ds.subnetwork.methods import torch_optimizer
 from lape_ds.training import ranks
-from lape_ds.training.zero import engine_config, initialize, take_step
+from lape_ds.training.zero import engine_config, initialize, set_learning_rate, take_step
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
     MAX_NORM,
@@ -29,48 +33,111 @@ from tests.subnetwork.zero_cases import (
 from tests.tiny_models import tiny_model
 
 
-def run(case: Case, out: Path) -> None:
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype))
-    cls, settings = OPTIMIZERS[case.optimizer]
-    optimizer = MaskedOptimizer(model, torch.tensor(NEURONS, dtype=torch.int32), cls, lr=learning_rate(0), **settings)
-    zero = {"sub_group_size": case.sub_group_size} if case.sub_group_size else {}
-    config = engine_config(
+def config_of(case: Case) -> dict[str, Any]:
+    return engine_config(
         zero_stage=case.stage,
-        dtype=case.dtype,  # type: ignore[arg-type]
-        offload_optimizer=case.offload,  # type: ignore[arg-type]
+        dtype=case.dtype,
+        offload_optimizer=case.offload,
         micro_batch_size=1,
         gradient_accumulation_steps=ACCUMULATION,
         gradient_clipping=MAX_NORM,
-        extra={"zero_optimization": zero},
+        extra={"zero_optimization": {"sub_group_size": case.sub_group_size} if case.sub_group_size else {}},
     )
-    engine = initialize(model, optimizer, config)
+
+
+def start(case: Case) -> tuple[deepspeed.DeepSpeedEngine, MaskedOptimizer]:
+    model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype))
+    cls, settings = OPTIMIZERS[case.optimizer]
+    optimizer = MaskedOptimizer(model, torch.tensor(NEURONS), cls, lr=learning_rate(0), **settings)
+    return initialize(model, optimizer, config_of(case)), optimizer
+
+
+def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
+    """Returns the gradient norm of each step."""
     norms = []
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = learning_rate(step)
-        for input_ids in micro_batches(step, world_size)[rank]:
+    for step in steps:
+        set_learning_rate(engine, learning_rate(step))
+        for input_ids in micro_batches(step, dist.get_world_size())[dist.get_rank()]:
             engine.backward(engine(input_ids=input_ids, labels=input_ids).loss)
             if engine.is_gradient_accumulation_boundary():
                 norms.append(take_step(engine))
             else:
                 engine.step()
-    moments = sum(
-        value.numel() * value.element_size() for held in optimizer.entry_ranges() for value in held.state.values()
-    )
-    sizes: list[int] = [0] * world_size
-    dist.all_gather_object(sizes, moments)
-    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=case.stage == 3):
-        weights = {name: param.detach().clone().cpu() for name, param in model.named_parameters()}
-    if rank == 0:
+    return norms
+
+
+def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]:
+    """All weights, whole, on the CPU; every rank must enter this."""
+    parameters = {name.removeprefix("module."): param for name, param in engine.named_parameters()}
+    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
+        return {name: param.detach().clone().cpu() for name, param in parameters.items()}
+
+
+def run(case: Case, out: Path) -> None:
+    engine, optimizer = start(case)
+    norms = train(engine, range(STEPS))
+    held = [value for part in optimizer.entry_ranges() for value in part.state.values()]
+    sizes: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(sizes, sum(value.numel() * value.element_size() for value in held))
+    weights = gathered(engine, case.stage)
+    if dist.get_rank() == 0:
         save_file(weights, out / f"{case.name}.safetensors")
         (out / f"{case.name}.json").write_text(json.dumps({"norms": norms, "moment_bytes": sizes}))
     engine.destroy()
+
+
+def set_up_only(out: Path) -> None:
+    """What `deepspeed.initialize` alone does to masters and step counts under stage 0 in bf16."""
+    told = {}
+    for name in ("masked", "full"):
+        model = tiny_model("llama", dtype=torch.bfloat16)
+        before = {key: param.detach().clone() for key, param in model.named_parameters()}
+        settings = {"lr": 0.1, "weight_decay": 0.5}  # one step would halve a twentieth off
+        trained = (
+            MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.AdamW, **settings)
+            if name == "masked"
+            else DenseEntries(model, list(before), torch.optim.AdamW, **settings)
+        )
+        config = config_of(Case(0, dtype="bfloat16"))
+        # The masked optimizer must withstand it alone, in a user's own loop; the others are protected by our set-up.
+        if name == "masked":
+            engine, *_ = deepspeed.initialize(model=model, optimizer=torch_optimizer(trained), config=config)
+        else:
+            engine = initialize(model, torch_optimizer(trained), config)
+        moved = any(not torch.equal(param, before[key]) for key, param in model.named_parameters())
+        for held in trained.entry_ranges():
+            moved = moved or not torch.equal(held.masters.bfloat16().float(), held.masters)
+        told[name] = {"moved": moved, "steps": int(trained.state_scalars().get("step", torch.zeros(())))}
+        engine.destroy()
+    if dist.get_rank() == 0:
+        (out / "setup.json").write_text(json.dumps(told))
+
+
+def own_checkpoints(out: Path) -> None:
+    """Four steps at once against two, DeepSpeed's checkpoint into a fresh engine, two more."""
+    same = {}
+    for stage in (1, 2, 3):
+        case = Case(stage, dtype="bfloat16")
+        whole, first, second = (start(case)[0] for _ in range(3))
+        train(whole, range(4))
+        train(first, range(2))
+        first.save_checkpoint(str(out / f"own-{stage}"))
+        second.load_checkpoint(str(out / f"own-{stage}"))
+        train(second, range(2, 4))
+        weights = [gathered(engine, stage) for engine in (whole, second)]
+        same[str(stage)] = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        for engine in (whole, first, second):
+            engine.destroy()
+    if dist.get_rank() == 0:
+        (out / "own_checkpoints.json").write_text(json.dumps(same))
 
 
 def main(out: Path) -> None:
     ranks.start()
     for case in all_cases():
         run(case, out)
+    set_up_only(out)
+    own_checkpoints(out)
     ranks.end()
 
 

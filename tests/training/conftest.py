@@ -48,7 +48,9 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a recipe whose base model (3 layers of 47 neurons, an odd number) and neurons are there."""
     folder = tmp_path_factory.mktemp("tiny")
     texts = [
-        record.text for code in LANGUAGES for record in islice(sample_records(find_language(code), count=200, seed=1), 200)
+        record.text
+        for code in LANGUAGES
+        for record in islice(sample_records(find_language(code), count=200, seed=1), 200)
     ]
     llama = {
         "hidden_size": 32,

@@ -67,7 +67,11 @@ def test_same_seed_same_numbers(tiny_recipe: Path, reference: Path) -> None:
     [
         ("two-ranks-zero3", 2, ["deepspeed.zero_stage=3", "train.gradient_accumulation_steps=1"]),
         ("two-ranks-zero1", 2, ["deepspeed.zero_stage=1", "train.gradient_accumulation_steps=1"]),
-        ("zero0-other-micro", 1, ["deepspeed.zero_stage=0", "train.micro_batch_size=4", "train.gradient_accumulation_steps=1"]),
+        (
+            "zero0-other-micro",
+            1,
+            ["deepspeed.zero_stage=0", "train.micro_batch_size=4", "train.gradient_accumulation_steps=1"],
+        ),
         ("recomputed-offload", 1, ["train.gradient_checkpointing=true", "deepspeed.offload_optimizer=cpu"]),
     ],
 )
@@ -91,20 +95,30 @@ def test_stopped_run_goes_on_elsewhere(tiny_recipe: Path, reference: Path) -> No
     log = run_dir.parent / "stopped.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, cwd=REPO, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     deadline = time.monotonic() + 120
     while not (run_dir / "metrics.jsonl").exists() or not steps_of(run_dir):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, log.read_text()
     assert 0 < len(steps_of(run_dir)) < 6, "the run was not stopped in the middle"
 
-    run_ranks("lape_ds.training.main", [*arguments, "deepspeed.zero_stage=3", "train.micro_batch_size=1"], world_size=2)
+    run_ranks(
+        "lape_ds.training.main",
+        [*arguments, "deepspeed.zero_stage=3", "train.micro_batch_size=1"],
+        world_size=2,
+    )
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert steps_of(run_dir) == pytest.approx(steps_of(reference), rel=1e-5)
-    resumed, undisturbed = (load_file(export_model(d, checkpoint="last").folder / "model.safetensors") for d in (run_dir, reference))
+    resumed, undisturbed = (
+        load_file(export_model(d, checkpoint="last").folder / "model.safetensors")
+        for d in (run_dir, reference)
+    )
     for name, weight in resumed.items():
         torch.testing.assert_close(weight, undisturbed[name], rtol=1e-4, atol=1e-6)
 
@@ -121,7 +135,9 @@ def test_export_is_the_base_but_for_the_subnetwork(tiny_recipe: Path, reference:
         changed += len(differs)
     assert done.changed == changed
     assert changed > 0.99 * done.trained  # an entry may happen to round to where it was
-    assert done.trained == sum(len(pairs) for pairs in positions.values()) == 3 * 3 * 32  # neurons x projections x hidden
+    assert (
+        done.trained == sum(len(pairs) for pairs in positions.values()) == 3 * 3 * 32
+    )  # neurons x projections x hidden
     outcome = read_outcome(reference)
     assert outcome.num_neurons == 3
     assert outcome.after["mlt_Latn"] < outcome.before["mlt_Latn"]
@@ -169,7 +185,9 @@ def test_literal_deepspeed_command(tiny_recipe: Path) -> None:
 def test_mistakes_are_one_line_and_exit_2(tiny_recipe: Path, overrides: list[str], message: str) -> None:
     command = ["launch/train.sh", str(tiny_recipe), "train.run_name=wrong", "launch.num_ranks=2", *overrides]
     env = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False, env=env)
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False, env=env
+    )
     assert done.returncode == 2, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) >= 1
@@ -179,7 +197,14 @@ def test_mistakes_are_one_line_and_exit_2(tiny_recipe: Path, overrides: list[str
 
 def test_another_recipe_does_not_touch_the_run(tiny_recipe: Path, reference: Path) -> None:
     before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "lape_ds.training.main", str(tiny_recipe), "train.run_name=reference", "train.max_steps=7"]
+    command = [
+        sys.executable,
+        "-m",
+        "lape_ds.training.main",
+        str(tiny_recipe),
+        "train.run_name=reference",
+        "train.max_steps=7",
+    ]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 2
     assert "holds output of another recipe: train.max_steps is 7 now, 6 there" in done.stderr

@@ -1,0 +1,56 @@
+"""Models side by side on the terminal: one row per task and language, one column per model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from lape_ds.evaluation.results import Score, TaskResult
+from lape_ds.evaluation.suites import PlannedTask
+
+_ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def side_by_side(
+    planned: Sequence[PlannedTask], results: Mapping[str, Mapping[str, TaskResult]], *, title: str
+) -> Table:
+    """A table of scores ± standard error, and the difference from the first model.
+
+    Args:
+        planned: The rows, in order.
+        results: Label -> task name -> result; the first label is what the others are compared with.
+        title: Above the table.
+    """
+    table = Table(title=title, caption="± standard error over documents; (difference from the first model)")
+    for heading in ("task", "language", "metric", "documents", "chance"):
+        table.add_column(
+            heading, justify="right" if heading in ("documents", "chance") else "left", no_wrap=True
+        )
+    for label in results:
+        table.add_column(label, justify="right", no_wrap=True)
+    labels = list(results)
+    for row, one in enumerate(planned):
+        scores = [results[label][one.name].scores[one.spec.metric] for label in labels]
+        chance = one.spec.random_baseline
+        cells = [_cell(score, scores[0] if column else None, one) for column, score in enumerate(scores)]
+        table.add_row(
+            one.title,
+            one.language,
+            f"{one.spec.metric} {_ARROWS[one.spec.direction]}",
+            str(results[labels[0]][one.name].num_documents),
+            "–" if chance is None else f"{chance:.3f}",
+            *cells,
+            end_section=row + 1 == len(planned) or planned[row + 1].title != one.title,
+        )
+    return table
+
+
+def _cell(score: Score, first: Score | None, planned: PlannedTask) -> str:
+    text = f"{score.value:.3f}" + ("" if score.stderr is None else f" ±{score.stderr:.3f}")
+    if first is None:
+        return text
+    difference = score.value - first.value
+    better = (difference > 0) == (planned.spec.direction == "higher")
+    colour = "dim" if difference == 0 else "green" if better else "red"
+    return f"{text} [{colour}]({difference:+.3f})[/{colour}]"

@@ -1,0 +1,57 @@
+"""The recipe: every setting of a run, from YAML and `key=value` overrides, validated before anything loads.
+
+First room on the data's way: `load_recipe` at the start of every stage, `freeze_recipe` before it writes.
+"""
+
+from lape_ds.recipe.freezing import freeze_recipe, to_yaml
+from lape_ds.recipe.loading import load_recipe
+from lape_ds.recipe.sections import (
+    CLDRSource,
+    CorpusSection,
+    CreateSection,
+    DeepSpeedSection,
+    EvalSection,
+    FilesSource,
+    HeldOutSection,
+    HubSource,
+    IdentifySection,
+    LanguageCode,
+    LanguagesSection,
+    LaunchSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    ReplaySection,
+    ScheduleSection,
+    Section,
+    Source,
+    TokenBudget,
+    TrainSection,
+)
+
+__all__ = [
+    "CLDRSource",
+    "CorpusSection",
+    "CreateSection",
+    "DeepSpeedSection",
+    "EvalSection",
+    "FilesSource",
+    "HeldOutSection",
+    "HubSource",
+    "IdentifySection",
+    "LanguageCode",
+    "LanguagesSection",
+    "LaunchSection",
+    "ModelSection",
+    "OptimizerSection",
+    "Recipe",
+    "ReplaySection",
+    "ScheduleSection",
+    "Section",
+    "Source",
+    "TokenBudget",
+    "TrainSection",
+    "freeze_recipe",
+    "load_recipe",
+    "to_yaml",
+]

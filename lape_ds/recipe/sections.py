@@ -1,0 +1,398 @@
+"""The composed recipe: every setting of a run, section by section, and which of them cannot go together.
+
+First room on the data's way: every stage takes its section from here. Needs no torch, so that a bad recipe is
+refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from lape_ds.languages import find_language
+from lape_ds.recipe.engine_keys import check_engine_keys
+
+Value = TypeVar("Value")
+
+
+def _language_code(text: object) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"must be a language's code or English name, not {text!r}")
+    return find_language(text).code
+
+
+def _distinct(codes: list[str]) -> list[str]:
+    twice = {code for code in codes if codes.count(code) > 1}
+    if twice:
+        raise ValueError(f"{', '.join(sorted(twice))} named twice")
+    return codes
+
+
+def _distinct_keys(by_language: Any) -> Any:
+    """Refuses `{mt: …, mlt_Latn: …}`, of which one would be lost."""
+    if isinstance(by_language, dict):
+        _distinct([_language_code(key) for key in by_language])
+    return by_language
+
+
+def _not_bool(value: object) -> object:
+    """`true` equals 1, and Literal takes it for that."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {value}")
+    return value
+
+
+# Any name of a language becomes its canonical code, e.g. "mt" -> "mlt_Latn".
+LanguageCode = Annotated[str, BeforeValidator(_language_code)]
+LanguageCodes = Annotated[list[LanguageCode], AfterValidator(_distinct)]
+ByLanguage = Annotated[dict[LanguageCode, Value], BeforeValidator(_distinct_keys)]
+TokenBudget = PositiveInt | Literal["all"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LanguagesSection(Section):
+    """Which languages are compared (`identify`) and which one is improved (`target`)."""
+
+    target: LanguageCode
+    identify: LanguageCodes = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _target_is_identified(self) -> LanguagesSection:
+        if self.target not in self.identify:
+            raise ValueError(f"target {self.target} must be among identify ({', '.join(self.identify)})")
+        return self
+
+
+class FilesSource(Section):
+    """Local .txt, .jsonl or .parquet (also .gz/.zst/.bz2/.xz), a file or a folder of them.
+
+    `path` may hold placeholders of the language table, e.g. `data/{iso639_3}`.
+    """
+
+    kind: Literal["files"]
+    path: str
+    column: str = "text"
+    document: Literal["line", "paragraph", "file"] = "line"  # what one document is in a .txt file
+
+
+class HubSource(Section):
+    """A hub data set, streamed. `config` may hold placeholders, e.g. `{glotcc}` or `{fineweb2}`."""
+
+    kind: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+    revision: str | None = None
+
+
+class CLDRSource(Section):
+    """Records rendered from CLDR by babel: real text in over 200 locales with no download."""
+
+    kind: Literal["cldr"]
+    records: PositiveInt = 20_000
+    seed: int = 0
+
+
+Source = Annotated[FilesSource | HubSource | CLDRSource, Field(discriminator="kind")]
+
+
+class CorpusSection(Section):
+    """Where text comes from and how it is split."""
+
+    source: Source
+    per_language: ByLanguage[Source] = {}
+    cache_dir: Path | None = (
+        None  # None: <output_dir>/corpus; packed text is reused across runs by fingerprint
+    )
+    heldout_share: float = Field(default=0.01, gt=0, lt=0.5)
+    on_bad_line: Literal["stop", "skip"] = "stop"
+
+    def source_of(self, code: str) -> FilesSource | HubSource | CLDRSource:
+        """Where the text of the language `code` comes from."""
+        return self.per_language.get(code, self.source)
+
+
+class OptimizerSection(Section):
+    """An elementwise optimizer and its settings."""
+
+    name: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"each must be at least 0 and less than 1, not {list(betas)}")
+        return betas
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> OptimizerSection:
+        idle = {"sgd": ("betas", "eps"), "lion": ("eps", "momentum")}.get(self.name, ("momentum",))
+        for key in idle:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no use with name: {self.name}; remove it")
+        return self
+
+
+class ScheduleSection(Section):
+    """Learning rate over optimizer steps."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_ratio: float = Field(default=0.0, ge=0, le=1)  # of the peak, at the last step (linear, cosine)
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> ScheduleSection:
+        if self.name == "constant" and self.final_ratio != 0:
+            raise ValueError(
+                "final_ratio has no use with name: constant; remove it, or take linear or cosine"
+            )
+        return self
+
+
+class ReplaySection(Section):
+    """Text of other languages mixed into training against forgetting."""
+
+    share: float = Field(default=0.0, ge=0, lt=1)  # of all blocks
+    languages: LanguageCodes = []  # empty: all identified languages but those trained
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> ReplaySection:
+        if self.languages and self.share == 0:
+            raise ValueError("languages has no use with share: 0; give a share above 0, or remove it")
+        return self
+
+
+class HeldOutSection(Section):
+    """Held-out bits per byte during training."""
+
+    every_steps: PositiveInt = 500
+    languages: LanguageCodes = []  # beside the trained ones; "best" is chosen on the trained ones
+    tokens_per_language: PositiveInt = 50_000
+    tokens_per_batch: PositiveInt = 8_192
+
+
+class TrainSection(Section):
+    """One training run."""
+
+    # None: the method's name
+    run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    method: Literal["subnetwork", "random", "full", "ffn"] = "subnetwork"
+    engine: Literal["masked"] = "masked"
+    neurons: Path | None = None  # None: <output_dir>/identify/neurons.safetensors
+    random_seed: int = 0  # of `method: random`
+    languages: LanguageCodes = []  # empty: the target
+    weights: ByLanguage[PositiveFloat] = {}  # relative sampling weight, 1 where not given
+    tokens: TokenBudget = "all"  # of the trained languages' text, per epoch
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    block_length: int = Field(default=512, ge=2)
+    micro_batch_size: PositiveInt = 2
+    gradient_accumulation_steps: PositiveInt = 1
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    gradient_clipping: float = Field(default=1.0, ge=0)  # 0: off
+    gradient_checkpointing: bool = False
+    replay: ReplaySection = ReplaySection()
+    heldout: HeldOutSection = HeldOutSection()
+    checkpoint_every_steps: PositiveInt = 500
+    resume: Literal["auto", "never"] = "auto"
+    tensorboard: bool = False
+    wandb: str | None = None  # project name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSection:
+        warmup = self.schedule.warmup_steps
+        if self.max_steps is not None and warmup >= self.max_steps:
+            raise ValueError(
+                f"schedule.warmup_steps ({warmup}) must be less than max_steps ({self.max_steps})"
+            )
+        both = [code for code in self.replay.languages if code in self.languages]
+        if both:
+            raise ValueError(f"replay.languages names {both[0]}, which languages trains already")
+        return self
+
+
+class CreateSection(Section):
+    """A tiny model made from the recipe's own corpora: SentencePiece tokenizer, Llama, pre-training."""
+
+    vocab_size: PositiveInt = 4096
+    tokenizer_documents_per_language: PositiveInt = 2000
+    llama: dict[str, Any]  # keyword arguments of transformers.LlamaConfig
+    pretrain: TrainSection  # languages empty: all identified languages
+
+    @model_validator(mode="after")
+    def _trains_everything(self) -> CreateSection:
+        if self.pretrain.method != "full":
+            raise ValueError(f"pretrain.method must be full for a new model, not {self.pretrain.method}")
+        return self
+
+
+class ModelSection(Section):
+    """A Hugging Face causal language model: hub id or folder."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    create: CreateSection | None = None  # make `path` when it is not there (`lape-ds pretrain`)
+
+    @model_validator(mode="after")
+    def _attention_has_kernel(self) -> ModelSection:
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError("attn_implementation: flash_attention_2 needs dtype: bfloat16")
+        return self
+
+
+class IdentifySection(Section):
+    """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580)."""
+
+    tokens_per_language: TokenBudget = 13_100_000
+    context_length: PositiveInt | None = None  # None: the model's full context
+    batch_size: PositiveInt = 1
+    top_rate: float = Field(default=0.05, gt=0, le=1)
+    filter_rate: float = Field(default=0.95, gt=0, le=1)
+    activation_bar_ratio: float = Field(default=0.95, gt=0, le=1)
+
+
+class DeepSpeedSection(Section):
+    """What the engine is told; `config` is merged into DeepSpeed's own configuration as it stands."""
+
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_not_bool)] = 2
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    config: dict[str, Any] = {}
+
+    @field_validator("config")
+    @classmethod
+    def _keys_are_free(cls, config: dict[str, Any]) -> dict[str, Any]:
+        check_engine_keys(config)
+        return config
+
+    @model_validator(mode="after")
+    def _offload_has_partitions(self) -> DeepSpeedSection:
+        if self.zero_stage == 0 and self.offload_optimizer != "none":
+            raise ValueError(
+                "offload_optimizer: cpu needs zero_stage 1, 2 or 3; stage 0 has no optimizer offload"
+            )
+        zero = self.config.get("zero_optimization", {})
+        if self.zero_stage < 3 and ("offload_param" in zero or "device" in zero.get("offload_optimizer", {})):
+            raise ValueError(f"offload of parameters and to NVMe needs zero_stage: 3, not {self.zero_stage}")
+        return self
+
+
+class LaunchSection(Section):
+    """How many processes per node `lape-ds train` and `launch/train.sh` start."""
+
+    num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
+
+
+class EvalSection(Section):
+    """Which suite `lape-ds eval` runs."""
+
+    suite: str = "quickstart"
+    batch_size: PositiveInt = 16
+    limit: PositiveInt | None = None  # documents per task
+
+
+class Recipe(Section):
+    """A whole recipe. `lape-ds <stage> RECIPE key=value …` loads one with `load_recipe`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    output_dir: Path
+    languages: LanguagesSection
+    model: ModelSection
+    corpus: CorpusSection
+    identify: IdentifySection = IdentifySection()
+    train: TrainSection = TrainSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    launch: LaunchSection = LaunchSection()
+    eval: EvalSection = EvalSection()
+
+    @property
+    def identify_dir(self) -> Path:
+        """Where `identify` writes counts and neurons."""
+        return self.output_dir / "identify"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where `train` writes checkpoints, metrics and the exported model."""
+        method = self.train.method + (
+            f"-seed{self.train.random_seed}" if self.train.method == "random" else ""
+        )
+        return self.output_dir / "train" / (self.train.run_name or method)
+
+    @property
+    def trained_languages(self) -> list[str]:
+        """The languages that `train` improves."""
+        return self.train.languages or [self.languages.target]
+
+    def all_languages(self) -> list[str]:
+        """Every language whose text some stage reads, each once."""
+        trainings = [self.train] + ([self.model.create.pretrain] if self.model.create else [])
+        named = [
+            part
+            for train in trainings
+            for part in (train.languages, train.replay.languages, train.heldout.languages)
+        ]
+        return list(dict.fromkeys(code for part in [self.languages.identify, *named] for code in part))
+
+    @model_validator(mode="after")
+    def _neurons_are_known(self) -> Recipe:
+        if self.train.method in ("subnetwork", "random"):
+            for code in self.trained_languages:
+                if code not in self.languages.identify:
+                    raise ValueError(
+                        f"train.languages: {code} has no neurons unless languages.identify names it; "
+                        "add it there, or take train.method full or ffn"
+                    )
+            if self.deepspeed.config.get("zero_optimization", {}).get("round_robin_gradients"):
+                raise ValueError(
+                    "deepspeed.config.zero_optimization.round_robin_gradients: true reorders the partitions "
+                    f"that train.method {self.train.method} maps its neurons to; remove it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> Recipe:
+        trainings = {"train": (self.train, self.trained_languages)}
+        if self.model.create is not None:
+            pretrain = self.model.create.pretrain
+            trainings["model.create.pretrain"] = (pretrain, pretrain.languages or self.languages.identify)
+        for key, (train, trained) in trainings.items():
+            for code in train.weights:
+                if code not in trained:
+                    raise ValueError(f"{key}.weights: {code} is not trained (trained: {', '.join(trained)})")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_has_languages(self) -> Recipe:
+        trained, replay = self.trained_languages, self.train.replay
+        both = [code for code in replay.languages if code in trained]
+        if both:
+            raise ValueError(f"train.replay.languages: {both[0]} is trained already")
+        if replay.share > 0 and not set(replay.languages or self.languages.identify) - set(trained):
+            raise ValueError("train.replay.share: no language is left; name some in train.replay.languages")
+        return self

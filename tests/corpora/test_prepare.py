@@ -1,0 +1,26 @@
+"""A recipe's corpora."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.recipe import CLDRSource, CorpusSection, FilesSource
+
+
+def test_corpora_of_a_recipe(tmp_path, tiny_tokenizer):
+    (tmp_path / "mlt.txt").write_text("".join(f"linja numru {number}\n" for number in range(300)))
+    section = CorpusSection(
+        source=CLDRSource(kind="cldr", records=300),
+        per_language={"mt": FilesSource(kind="files", path=str(tmp_path / "{iso639_3}.txt"))},
+        heldout_share=0.1,
+    )
+    recipe = cast(Any, SimpleNamespace(corpus=section, output_dir=tmp_path / "run"))
+    budgets = {"mlt_Latn": 1000, "isl_Latn": "all"}
+    corpora = prepare_corpora(recipe, tiny_tokenizer, list(budgets), train_tokens=cast(Any, budgets))
+    assert list(corpora) == ["mlt_Latn", "isl_Latn"]
+    # A line is 13 to 15 bytes, BOS and EOS: the budget is passed by less than one.
+    assert 1000 <= corpora["mlt_Latn"].train.num_tokens < 1000 + 17
+    assert corpora["isl_Latn"].train.num_documents + corpora["isl_Latn"].heldout.num_documents == 300
+    assert (tmp_path / "run" / "corpus" / "isl_Latn").is_dir()

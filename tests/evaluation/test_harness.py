@@ -1,0 +1,286 @@
+"""The harness's scores against log-likelihoods computed by hand; resuming; what a user gets wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lape_ds.corpora.streams import Document
+from lape_ds.errors import UserError
+from lape_ds.evaluation import harness
+from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
+from lape_ds.evaluation.harness import build_task, evaluate
+from lape_ds.evaluation.lm import quiet_harness
+from lape_ds.evaluation.results import TaskResult
+from lape_ds.evaluation.suites import Suite, load_suite, plan
+from lape_ds.model.scoring import score_documents
+from tests.evaluation.conftest import MAX_LENGTH, save_model
+
+
+def part(*titles: str) -> Suite:
+    """The quickstart suite with only these tasks."""
+    suite = load_suite("quickstart")
+    return suite.model_copy(update={"tasks": {title: suite.tasks[title] for title in titles}})
+
+
+def measured(folder: Path, output_dir: Path, *titles: str, **settings: Any) -> dict[str, TaskResult]:
+    options = {"languages": ["mlt"], "limit": 6, "output_dir": output_dir, "suite": part(*titles)} | settings
+    return evaluate({"tiny": folder}, **options)["tiny"]
+
+
+def asked(task: Callable[..., Any]) -> list[dict[str, Any]]:
+    """The documents that `measured` asks."""
+    return list(task(language="mlt", num_documents=128)["test"])[:6]
+
+
+def log_probabilities(folder: Path, tokens: list[int]) -> torch.Tensor:
+    """float64 `[len(tokens) - 1, vocabulary]`: of what follows each token but the last."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    with torch.no_grad():
+        return model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
+
+
+def by_hand(folder: Path, context: list[int], continuation: list[int]) -> float:
+    """Log-likelihood in nats of a continuation, one row, float64."""
+    scores = log_probabilities(folder, context + continuation)[-len(continuation) :]
+    return sum(float(row[token]) for row, token in zip(scores, continuation, strict=True))
+
+
+def test_every_task_of_the_suite_builds_quietly(capfd: pytest.CaptureFixture[str]):
+    planned = plan(load_suite("quickstart"), ["mlt", "eng"])
+    with quiet_harness():
+        tasks = [build_task(one) for one in planned]
+    assert [task.task_name for task in tasks] == [one.name for one in planned]
+    assert [len(task.eval_docs) for task in tasks] == [128, 128, 128, 128, 62, 62, 96]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_multiple_choice_equals_the_log_likelihood_by_hand(model_folder: Path, tmp_path: Path):
+    result = measured(model_folder, tmp_path, "topic")["cldr_topic_mlt_Latn"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    samples = (tmp_path / "tiny" / "samples" / "cldr_topic_mlt_Latn.jsonl").read_text(encoding="utf-8")
+    right = right_per_byte = 0
+    for document, line in zip(asked(topic), samples.splitlines(), strict=True):
+        context = tokenizer(document["context"]).input_ids
+        assert context[0] == tokenizer.bos_token_id
+        scores = []
+        for choice in document["choices"]:
+            whole = tokenizer(document["context"] + choice).input_ids
+            scores.append(by_hand(model_folder, whole[: len(context)], whole[len(context) :]))
+        found = [reply[0][0] for reply in json.loads(line)["resps"]]
+        assert found == pytest.approx(scores, rel=1e-4)
+        right += scores.index(max(scores)) == document["label"]
+        per_byte = [s / len(c.encode()) for s, c in zip(scores, document["choices"], strict=True)]
+        right_per_byte += per_byte.index(max(per_byte)) == document["label"]
+    assert result.num_documents == 6
+    assert result.scores["acc"].value == pytest.approx(right / 6)
+    assert result.scores["acc_bytes"].value == pytest.approx(right_per_byte / 6)
+
+
+@pytest.mark.parametrize("folder_name", ["model_folder", "no_bos_folder"])
+def test_bits_per_byte_equals_the_log_likelihood_by_hand(
+    folder_name: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    """Each token once; the prefix is BOS, or EOS without one, and stands there once."""
+    folder: Path = request.getfixturevalue(folder_name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    adds_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    assert adds_bos == (folder_name == "model_folder")
+    prefix = tokenizer.bos_token_id if adds_bos else tokenizer.eos_token_id
+    nats, num_bytes, num_windows = 0.0, 0, 0
+    for document in asked(bits_per_byte):
+        tokens = tokenizer(document["text"], add_special_tokens=False).input_ids
+        row = [prefix, *tokens]
+        for start in range(0, len(tokens), MAX_LENGTH):
+            # The last window reaches back for as much context as fits; only what is new is scored.
+            stop = min(start + MAX_LENGTH, len(tokens))
+            first = max(0, stop - MAX_LENGTH)
+            nats -= by_hand(folder, row[first : start + 1], tokens[start:stop])
+            num_windows += 1
+        num_bytes += len(document["text"].encode("utf-8"))
+    assert num_windows > 6  # at least one document is longer than a window
+    result = measured(folder, tmp_path, "bits_per_byte")["cldr_bits_per_byte_mlt_Latn"]
+    score = result.scores["bits_per_byte"]
+    assert score.value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    assert score.stderr is not None
+    assert 0 < score.stderr < score.value
+
+
+def test_bits_per_byte_is_that_of_the_training_loop(model_folder: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    texts = [document["text"] for document in asked(bits_per_byte)]
+    documents = [
+        Document(torch.tensor(tokenizer(text, add_special_tokens=False).input_ids), len(text.encode()))
+        for text in texts
+    ]
+    nll = score_documents(
+        AutoModelForCausalLM.from_pretrained(model_folder),
+        documents,
+        prefix_token_id=tokenizer.bos_token_id,
+        max_length=MAX_LENGTH,
+        tokens_per_batch=512,
+    )
+    expected = float(nll.sum()) / math.log(2) / sum(document.num_bytes for document in documents)
+    result = measured(model_folder, tmp_path, "bits_per_byte")["cldr_bits_per_byte_mlt_Latn"]
+    assert result.scores["bits_per_byte"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_batch_size_changes_nothing_but_rounding(model_folder: Path, tmp_path: Path):
+    titles = ("bits_per_byte", "topic", "cloze", "translation")
+    one = measured(model_folder, tmp_path / "one", *titles, batch_size=1)
+    seven = measured(model_folder, tmp_path / "seven", *titles, batch_size=7)
+    for name, result in one.items():
+        assert result.requests_sha256 == seven[name].requests_sha256
+        values = [{metric: score.value for metric, score in r.scores.items()} for r in (result, seven[name])]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_models_are_asked_the_same(model_folder: Path, other_folder: Path, tmp_path: Path):
+    results = evaluate(
+        {"base": model_folder, "trained": other_folder},
+        suite=part("bits_per_byte", "cloze"),
+        languages=["mlt"],
+        output_dir=tmp_path,
+        limit=4,
+    )
+    assert list(results) == ["base", "trained"]
+    for name, base in results["base"].items():
+        trained = results["trained"][name]
+        assert base.requests_sha256 == trained.requests_sha256
+        assert base.settings["model_fingerprint"] != trained.settings["model_fingerprint"]
+    bpb = [r["cldr_bits_per_byte_mlt_Latn"].scores["bits_per_byte"].value for r in results.values()]
+    assert bpb[0] != bpb[1]
+
+
+def test_only_what_is_missing_is_measured(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran: list[str] = []
+    run_task = harness._run_task
+
+    def spy(model: Any, planned: Any, *rest: Any, **options: Any) -> Any:
+        ran.append(planned.title)
+        return run_task(model, planned, *rest, **options)
+
+    monkeypatch.setattr(harness, "_run_task", spy)
+    first = measured(model_folder, tmp_path, "cloze", "topic")
+    assert ran == ["cloze", "topic"]
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "load_harness_model", lambda *_, **__: pytest.fail("the model was loaded"))
+        assert measured(model_folder, tmp_path, "cloze", "topic") == first
+        assert measured(model_folder, tmp_path, "cloze", "topic", batch_size=3) == first
+    (tmp_path / "tiny" / "cldr_cloze_mlt_Latn.json").unlink()
+    assert measured(model_folder, tmp_path, "cloze", "topic") == first
+    assert ran == ["cloze", "topic", "cloze"]
+    measured(model_folder, tmp_path, "cloze", limit=5)
+    measured(model_folder, tmp_path, "cloze", limit=5, dtype="bfloat16")
+    assert ran == ["cloze", "topic", "cloze", "cloze", "cloze"]
+
+
+def test_other_weights_or_another_tokenizer_are_measured_anew(
+    model_folder: Path, other_folder: Path, no_bos_folder: Path, tmp_path: Path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    output = tmp_path / "eval"
+    first = measured(folder, output, "bits_per_byte")
+    shutil.copy(other_folder / "model.safetensors", folder)
+    weights = measured(folder, output, "bits_per_byte")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(no_bos_folder / name, folder)
+    tokenizer = measured(folder, output, "bits_per_byte")
+    values = {
+        result["cldr_bits_per_byte_mlt_Latn"].scores["bits_per_byte"].value
+        for result in (first, weights, tokenizer)
+    }
+    assert len(values) == 3
+
+
+def test_an_interrupted_run_keeps_what_was_finished(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_task = harness._run_task
+
+    def interrupted(model: Any, planned: Any, *rest: Any, **options: Any) -> Any:
+        if planned.title == "topic":
+            raise KeyboardInterrupt
+        return run_task(model, planned, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_run_task", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measured(model_folder, tmp_path, "cloze", "topic")
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["cldr_cloze_mlt_Latn.json"]
+    assert list(measured(model_folder, tmp_path, "cloze", "topic")) == [
+        "cldr_cloze_mlt_Latn",
+        "cldr_topic_mlt_Latn",
+    ]
+
+
+def test_only_our_progress_is_heard(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    measured(model_folder, tmp_path, "bits_per_byte", "topic", "cloze", "translation")
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["evaluating tiny"]
+    assert [record for record in caplog.records if record.name.startswith("lm_eval")] == []
+
+
+def test_a_folder_without_tokenizer_or_model_is_refused_before_anything_runs(
+    model_folder: Path, tmp_path: Path
+):
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare)
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    for broken, what in ((bare, "tokenizer"), (tmp_path / "nothing", "config.json")):
+        with pytest.raises(UserError, match=what) as caught:
+            evaluate(
+                {"tiny": model_folder, "broken": broken},
+                suite=part("cloze"),
+                languages=["mlt"],
+                output_dir=tmp_path / "eval",
+            )
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"task": "cldr_topics"}, r"'topic': no task 'cldr_topics', did you mean 'cldr_topic'\?.*cldr_cloze"),
+        ({"metric": "accuracy"}, r"'topic': cldr_topic has no metric 'accuracy' but acc, acc_bytes"),
+        ({"direction": "lower"}, r"'topic': direction 'lower' is the wrong way round for acc"),
+    ],
+)
+def test_a_suite_that_the_task_contradicts_is_refused(
+    change: dict[str, str], expected: str, model_folder: Path, tmp_path: Path
+):
+    suite = part("topic")
+    wrong = suite.tasks["topic"].model_copy(update=change)
+    with pytest.raises(UserError, match=expected):
+        measured(model_folder, tmp_path, suite=suite.model_copy(update={"tasks": {"topic": wrong}}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_language_that_cldr_hardly_knows_is_refused(model_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="too little of Latin"):
+        measured(model_folder, tmp_path, "topic", languages=["Latin"])
+
+
+def test_a_model_of_any_seed_is_near_chance(tmp_path: Path, bos_tokenizer: Any):
+    """A random model has learnt nothing, so 0.25 must be about what it scores."""
+    folder = save_model(tmp_path / "random", bos_tokenizer, seed=7)
+    results = measured(folder, tmp_path / "eval", "topic", "cloze", "translation", limit=None)
+    for title in ("topic", "cloze", "translation"):
+        score = results[f"cldr_{title}_mlt_Latn"].scores["acc"]
+        assert abs(score.value - 0.25) < 0.2
