@@ -212,8 +212,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return self._gathered
 
     def shards(self) -> list[Shard]:
-        """This rank's parts of the weights in which something trains."""
-        return [shard for part in self.bind().values() for _, shard, _ in part.parts]
+        """This rank's parts of the weights in which something trains, also those without a masked entry on this rank."""
+        return find_shards([self._group], [self._params])
 
     def entry_ranges(self) -> Iterator[EntryRange]:
         """This rank's masked entries by weight, with masters and moments: what a checkpoint holds."""

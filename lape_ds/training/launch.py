@@ -67,6 +67,9 @@ def _is_recipe(argument: str) -> bool:
 
 
 def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> list[str]:
+    """As many ranks as the recipe says, but never two on one GPU: the same recipe runs on a laptop and on a server."""
+    if num_ranks is not None and torch.cuda.is_available():
+        num_ranks = min(num_ranks, torch.cuda.device_count())
     chosen = any(
         option.startswith(("--num_", "--include", "--exclude", "--hostfile")) for option in launcher_options
     )

@@ -10,6 +10,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,10 @@ def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     if train.tensorboard:
         extra["tensorboard"] = {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"}
     if train.wandb is not None:
+        if find_spec("wandb") is None:
+            raise UserError(
+                "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
+            )
         extra["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
     return engine_config(
         zero_stage=recipe.deepspeed.zero_stage,

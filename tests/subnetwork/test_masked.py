@@ -102,6 +102,27 @@ class TestAgainstOracle:
         replicas = world_size if case.stage == 0 else 1
         assert sum(per_rank) == MOMENT_BYTES[case.optimizer] * entries * replicas
 
+    def test_memory_told_at_start(self, trained: tuple[int, Path], case: Case) -> None:
+        world_size, out = trained
+        told = json.loads((out / f"{case.name}.json").read_text())
+        model = tiny_model(case.model_type)
+        shapes = {name: param.numel() for name, param in model.named_parameters()}
+        dense = sum(shapes[name] for name in entry_positions(model, NEURONS))
+        shared = world_size if case.stage else 1
+        own_copy = (
+            case.dtype == "bfloat16" or case.stage > 0
+        )  # ZeRO-3 copies masters in fp32 too (DeepSpeed 0.19.8)
+        accumulated = {0: 2 if case.dtype == "bfloat16" else 4, 1: 4 * world_size}.get(case.stage, 4)
+        expected = {
+            "weights": (2 if case.dtype == "bfloat16" else 4)
+            * sum(shapes.values())
+            / (world_size if case.stage == 3 else 1),
+            "masters": 4 * dense / shared if own_copy else 0,
+            "gradients": accumulated * dense / shared,
+            "moments": told["moment_bytes"][0],
+        }
+        assert told["memory"] == pytest.approx(expected, rel=0.02)  # padding to the number of ranks
+
 
 def bf16_ulps_apart(left: Tensor, right: Tensor) -> int:
     """Largest distance in units of the last place, across zero too."""

@@ -18,6 +18,7 @@ from lape_ds.subnetwork.dense import DenseEntries
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import torch_optimizer
 from lape_ds.training import ranks
+from lape_ds.training.memory import memory_by_kind
 from lape_ds.training.zero import engine_config, initialize, set_learning_rate, take_step
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
@@ -75,6 +76,7 @@ def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]
 
 def run(case: Case, out: Path) -> None:
     engine, optimizer = start(case)
+    predicted = memory_by_kind(engine, optimizer)
     norms = train(engine, range(STEPS))
     held = [value for part in optimizer.entry_ranges() for value in part.state.values()]
     sizes: list[int] = [0] * dist.get_world_size()
@@ -82,7 +84,9 @@ def run(case: Case, out: Path) -> None:
     weights = gathered(engine, case.stage)
     if dist.get_rank() == 0:
         save_file(weights, out / f"{case.name}.safetensors")
-        (out / f"{case.name}.json").write_text(json.dumps({"norms": norms, "moment_bytes": sizes}))
+        (out / f"{case.name}.json").write_text(
+            json.dumps({"norms": norms, "moment_bytes": sizes, "memory": predicted})
+        )
     engine.destroy()
 
 

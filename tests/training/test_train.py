@@ -56,7 +56,8 @@ def test_metrics_tell_every_step(reference: Path) -> None:
 
 
 def test_same_seed_same_numbers(tiny_recipe: Path, reference: Path) -> None:
-    again = run(tiny_recipe, "again")
+    again = run(tiny_recipe, "again", "train.tensorboard=true")
+    assert list(again.rglob("events.out.tfevents.*")), "TensorBoard's file is written beside metrics.jsonl"
     assert steps_of(again) == steps_of(reference)
     assert steps_of(again, "gradient_norm") == steps_of(reference, "gradient_norm")
     assert steps_of(again, "heldout_bits_per_byte") == steps_of(reference, "heldout_bits_per_byte")

@@ -1,0 +1,60 @@
+"""DeepSpeed's configuration: what we set, what a user's own block overrides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lape_ds.training.zero import engine_config
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "zero_stage": 2,
+        "dtype": "bfloat16",
+        "offload_optimizer": "none",
+        "micro_batch_size": 3,
+        "gradient_accumulation_steps": 5,
+        "gradient_clipping": 0.5,
+        "extra": {},
+    }
+    return engine_config(**(settings | changes))
+
+
+def test_the_recipes_numbers_arrive() -> None:
+    made = config()
+    assert made["train_micro_batch_size_per_gpu"] == 3
+    assert made["gradient_accumulation_steps"] == 5
+    assert made["gradient_clipping"] == 0.5
+    assert made["bf16"] == {"enabled": True}
+    assert made["zero_optimization"]["stage"] == 2
+
+
+def test_gradients_are_summed_in_fp32_where_deepspeed_can() -> None:
+    """Stage 0 in bf16 refuses another accumulation dtype (NotImplementedError in DeepSpeed 0.19)."""
+    assert [config(zero_stage=stage).get("data_types") for stage in (0, 1, 2, 3)] == [
+        None,
+        *[{"grad_accum_dtype": "fp32"}] * 3,
+    ]
+
+
+def test_a_users_block_is_merged_key_by_key() -> None:
+    extra = {
+        "zero_optimization": {"reduce_bucket_size": 9, "zero_hpz_partition_size": 2},
+        "comms_logger": {"enabled": True},
+    }
+    made = config(zero_stage=3, offload_optimizer="cpu", extra=extra)
+    assert made["zero_optimization"]["reduce_bucket_size"] == 9
+    assert made["zero_optimization"]["zero_hpz_partition_size"] == 2
+    assert made["zero_optimization"]["stage"] == 3
+    assert made["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert made["comms_logger"] == {"enabled": True}
+    assert extra == {
+        "zero_optimization": {"reduce_bucket_size": 9, "zero_hpz_partition_size": 2},
+        "comms_logger": {"enabled": True},
+    }
+
+
+def test_the_masked_optimizer_is_let_in() -> None:
+    made = config(offload_optimizer="cpu")
+    assert made["zero_allow_untested_optimizer"] is True
+    assert made["zero_force_ds_cpu_optimizer"] is False
