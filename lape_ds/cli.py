@@ -6,7 +6,6 @@ stderr); 1 our fault (a traceback); 130 interrupted.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 
 from lape_ds import __version__
 from lape_ds.errors import UserError
+from lape_ds.noise import quiet_deepspeed
 
 if TYPE_CHECKING:
     from lape_ds.recipe import Recipe, TokenBudget
@@ -53,9 +53,7 @@ NeuronsArgument = Annotated[
 
 def main() -> None:
     """The console script: runs a command and turns what went wrong into an exit code."""
-    logging.getLogger("DeepSpeed").setLevel(
-        logging.ERROR
-    )  # it warns of a machine without a GPU wherever it is imported
+    quiet_deepspeed()
     try:
         code = app(standalone_mode=False)
     except UserError as error:

@@ -314,7 +314,8 @@ def _locked(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.warning("another process packs %s; waiting for it", home)
+            if os.environ.get("RANK", "0") == "0":  # the other ranks of a training always wait for the first
+                logger.warning("another process packs %s; waiting for it", home)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

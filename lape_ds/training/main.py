@@ -5,21 +5,17 @@ The launcher gives `--local_rank=N RECIPE key=value …`; the rest stands in the
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 
 from lape_ds.errors import UserError
+from lape_ds.noise import quiet_deepspeed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains; returns the exit code: 0 done or stopped on request, 2 for what the user must mend."""
-    logging.getLogger("DeepSpeed").setLevel(
-        logging.ERROR
-    )  # it warns that it has not tested our optimizer; we have
-    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+    quiet_deepspeed()
     from lape_ds.training import ranks
 
     try:

@@ -20,8 +20,8 @@ _MOMENTS = {"AdamW": 2, "Adam": 2, "SGD": 1, "Lion": 1}  # fp32 values kept for 
 def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
     """Bytes on this rank: `weights`, `masters`, `gradients`, `moments`.
 
-    Masters are DeepSpeed's fp32 copies (0 where it steps the weights themselves: stage 0 in fp32). Gradients are what it holds between
-    backward and step. Moments are counted before they exist, by the optimizer's kind.
+    Masters are DeepSpeed's fp32 copies (0 where it steps the weights themselves: stage 0 in fp32). Gradients are what it
+    holds between backward and step. Moments are counted before they exist, by the optimizer's kind.
     """
     parameters = list(engine.parameters())
     buffers = {id(shard.buffer): shard.buffer for shard in trained.shards()}
