@@ -11,7 +11,7 @@ STATE = $$(cat requirements.lock pyproject.toml | cksum) $(VENV)
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check
 IN_VENV := PATH="$(VENV)/bin:$$PATH"
 
-.PHONY: install set-up check-tools quickstart test test-proofs lint bench
+.PHONY: install set-up check-tools quickstart test lint
 
 install:
 	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" != "$(STATE)" ]; then $(MAKE) --no-print-directory set-up; fi
@@ -40,16 +40,10 @@ quickstart: install
 	@$(IN_VENV) launch/quickstart.sh $(RECIPE)
 
 test: install
-	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m "not proof"
-
-test-proofs: install
-	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m proof
+	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q
 
 lint: install
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) pyright
 	@$(IN_VENV) lint-imports
-
-bench: install
-	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(IN_VENV) python "$$script"; done

@@ -27,17 +27,21 @@ CONFIG = {
 
 
 def main(model_path: str, neurons_path: str, language: str, text_path: str) -> None:
+    # On a CPU DeepSpeed would first compile a C++ extension for its collectives: half a minute, and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
-    neurons = NeuronSet.load(neurons_path).neurons(find_language(language).code)
+    neurons = NeuronSet.load(Path(neurons_path)).neurons(find_language(language).code)
 
     # The two lines that make it subnetwork training.
     optimizer = MaskedOptimizer(model, neurons, torch.optim.AdamW, lr=1e-4, weight_decay=0.01)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=masked_config(CONFIG))
 
-    lines = Path(text_path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines[engine.global_rank :: engine.world_size]):
+    lines = [line for line in Path(text_path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    # Every rank takes as many: one that had a backward pass more would wait for the others for ever.
+    whole = len(lines) // engine.world_size * engine.world_size
+    for number, line in enumerate(lines[engine.global_rank : whole : engine.world_size]):
         ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=512).input_ids.to(
             engine.device
         )

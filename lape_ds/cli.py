@@ -56,6 +56,8 @@ def main() -> None:
     quiet_deepspeed()
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         _refuse(str(error))
     except typer.TyperException as error:  # of the command line itself: unknown option, missing argument

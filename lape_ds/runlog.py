@@ -1,11 +1,10 @@
-"""What a run tells of itself: progress while it goes, `run.json` and other JSON beside its output.
+"""What a run tells of itself: progress while it goes, `run.json` beside its output.
 
 Beside every room: each stage reports through it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar, overload
 
 from lape_ds.recipe import Recipe, to_yaml
+from lape_ds.writing import write_json
 
 Item = TypeVar("Item")
 
@@ -60,6 +60,7 @@ class Progress:
         self._enabled = os.environ.get("RANK", "0") == "0" if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
         self._note = ""
+        self._line_is_out = False  # the last line printed says how far it is now
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -88,6 +89,7 @@ class Progress:
     def advance(self, amount: float = 1, *, note: str = "") -> None:
         """Counts `amount` as done; `note` stands behind the figures."""
         self.done += amount
+        self._line_is_out = False
         self._note = note or self._note
         if not self._enabled:
             return
@@ -102,7 +104,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._enabled and kind is None:
+        elif self._enabled and kind is None and not self._line_is_out:
             self._print_line()
 
     def _rate(self) -> float:
@@ -113,6 +115,7 @@ class Progress:
         return f"{self._rate():,.4g} {self.unit}/s" if self.unit else ""
 
     def _print_line(self) -> None:
+        self._line_is_out = True
         parts = [
             f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "") + f" {self.unit}".rstrip()
         ]
@@ -146,19 +149,6 @@ def progress(items: int | Iterable[Any], description: str, *, unit: str = "") ->
         for item in sequence:
             yield item
             bar.advance()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: under a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all; NaN and infinity are refused, for they are no JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_run_json(folder: Path, recipe: Recipe, extra: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@
 #
 #     launch/quickstart.sh [RECIPE.yaml]
 set -euo pipefail
-recipe="${1:-recipes/quickstart.yaml}"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-0}"
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+recipe="${1:-$here/../recipes/quickstart.yaml}"
+[ ! -x "$here/../.venv/bin/lape-ds" ] || PATH="$here/../.venv/bin:$PATH"
 
 step() { printf '\n\033[1m%s\033[0m\n' "== $*"; }
 
@@ -15,9 +15,9 @@ lape-ds pretrain "$recipe"
 step "2/6  Neurons: p(gate > 0) of every language, LAPE selection"
 lape-ds identify "$recipe"
 step "3/6  Train the target's subnetwork (launch/train.sh, DeepSpeed)"
-launch/train.sh "$recipe" train.method=subnetwork
+"$here/train.sh" "$recipe" train.method=subnetwork
 step "4/6  Train a random subnetwork of the same size, for comparison"
-launch/train.sh "$recipe" train.method=random
+"$here/train.sh" "$recipe" train.method=random
 step "5/6  Export to plain Hugging Face folders; every bit outside the subnetwork is compared with the base"
 lape-ds export "$recipe" train.method=subnetwork --checkpoint last
 lape-ds export "$recipe" train.method=random --checkpoint last

@@ -1,10 +1,48 @@
-"""Fixtures that every room's tests may share; all made offline, in milliseconds."""
+"""Fixtures that every room's tests may share; all made offline, in a second at most."""
 
 from __future__ import annotations
 
+from itertools import islice
+from pathlib import Path
+
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from lape_ds.corpora.cldr import sample_records
+from lape_ds.languages import find_language
+from lape_ds.model.create import create_model, train_tokenizer
+from lape_ds.model.loading import fingerprint
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.recipe import CreateSection
+
+LANGUAGES = ["mlt_Latn", "eng_Latn", "kat_Geor"]
+NEURONS = {"mlt_Latn": [(0, 1), (0, 30), (2, 46)], "eng_Latn": [(0, 1), (1, 2)], "kat_Geor": []}
+
+RECIPE = """
+name: tiny
+output_dir: {folder}/out
+languages: {{target: mt, identify: [mt, en, ka]}}
+model: {{path: {folder}/base, dtype: float32}}
+corpus:
+  source: {{kind: cldr, records: 300}}
+  heldout_share: 0.1
+train:
+  neurons: {folder}/neurons.safetensors
+  block_length: 32
+  micro_batch_size: 2
+  gradient_accumulation_steps: 2
+  max_steps: 6
+  optimizer: {{learning_rate: 0.01, weight_decay: 0.1}}
+  schedule: {{name: cosine, warmup_steps: 2}}
+  gradient_clipping: 0.5
+  heldout: {{every_steps: 3, languages: [en], tokens_per_language: 300}}
+  checkpoint_every_steps: 2
+  replay: {{share: 0.25, languages: [ka]}}
+deepspeed: {{zero_stage: 2}}
+launch: {{num_ranks: 1}}
+"""
 
 
 def byte_tokenizer(*, bos: bool = True, eos: bool = True, pad: bool = True) -> PreTrainedTokenizerFast:
@@ -28,3 +66,37 @@ def byte_tokenizer(*, bos: bool = True, eos: bool = True, pad: bool = True) -> P
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level, 259 tokens: <pad> 0, <s> 1 (BOS), </s> 2 (EOS), then the 256 bytes."""
     return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a recipe whose base model (3 layers of 47 neurons, an odd number) and neurons are there."""
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = [
+        record.text
+        for code in LANGUAGES
+        for record in islice(sample_records(find_language(code), count=200, seed=1), 200)
+    ]
+    llama = {
+        "hidden_size": 32,
+        "intermediate_size": 47,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    section = {"vocab_size": 700, "llama": llama, "pretrain": {"method": "full"}}
+    tokenizer = train_tokenizer(texts, folder / "tokenizer", 700)
+    create_model(CreateSection.model_validate(section), tokenizer, folder / "base", seed=0)
+    NeuronSet(
+        indices={code: torch.tensor(pairs, dtype=torch.int32).view(-1, 2) for code, pairs in NEURONS.items()},
+        num_layers=3,
+        neurons_per_layer=47,
+        model_id="tiny",
+        model_fingerprint=fingerprint(folder / "base"),
+        method="lape",
+        knobs={},
+    ).save(folder / "neurons.safetensors")
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    return path

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.recipe import Recipe, freeze_recipe, load_recipe, to_yaml
+from lape_ds.recipe import Recipe, load_recipe, to_yaml
 from lape_ds.recipe.engine_keys import _ZERO as ZERO_KEYS
 from lape_ds.recipe.engine_keys import OWNED_KEYS
 
@@ -234,21 +234,6 @@ def test_round_trip_of_strings_that_look_like_something_else(recipe_file: Path, 
     assert (recipe.train.wandb, recipe.model.revision, recipe.train.run_name) == ("1e-4", "no", "010")
     (tmp_path / "again.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "again.yaml") == recipe
-
-
-def test_freeze_compares_only_its_sections(recipe_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    first = load_recipe(recipe_file)
-    freeze_recipe(first, folder, sections=("model", "train"))
-    assert sorted(path.name for path in folder.iterdir()) == ["recipe.yaml"]
-    before = (folder / "recipe.yaml").read_bytes()
-    assert load_recipe(folder) == first
-
-    freeze_recipe(load_recipe(recipe_file, ["identify.top_rate=0.1"]), folder, sections=("model", "train"))
-    other = load_recipe(recipe_file, ["train.optimizer.learning_rate=1e-3"])
-    with pytest.raises(UserError, match=r"train\.optimizer\.learning_rate is 0\.001 now, 0\.0001 there"):
-        freeze_recipe(other, folder, sections=("model", "train"))
-    assert (folder / "recipe.yaml").read_bytes() == before
 
 
 def test_engine_keys_are_deepspeeds() -> None:

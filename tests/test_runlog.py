@@ -1,6 +1,5 @@
 import io
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,6 @@ from lape_ds import runlog
 from lape_ds.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_write_json_is_whole_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "x.json"
-    runlog.write_json(path, {"a": "ħ"})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ħ"}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        runlog.write_json(path, {"a": math.nan})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ħ"}
-    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
 
 
 def test_run_json_tells_what_decided_the_numbers(tmp_path: Path) -> None:
@@ -54,3 +43,18 @@ def test_progress_only_on_the_first_rank(
     monkeypatch.setenv("RANK", "0")
     assert list(runlog.progress(["a"], "Counting")) == ["a"]
     assert capsys.readouterr().err.startswith("Counting: 1/1 (100 %)")
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1, 1), (9, 1), (10, 2), (12, 2)])
+def test_last_line_is_printed_once(monkeypatch: pytest.MonkeyPatch, seconds: int, lines: int) -> None:
+    """Also when the last step falls on the ten-second mark, where a line is due anyway."""
+    clock = [0.0]
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with runlog.Progress("Packing", total=2, unit="tokens", enabled=True, stream=stream) as bar:
+        for _ in range(2):
+            clock[0] += seconds
+            bar.advance()
+    printed = stream.getvalue().splitlines()
+    assert len(printed) == len(set(printed)) == lines
+    assert printed[-1].startswith("Packing: 2/2 tokens (100 %)")

@@ -42,7 +42,8 @@ from lape_ds.corpora.tokenizing import TokenLayout, flatten, token_layout, token
 from lape_ds.errors import UserError
 from lape_ds.languages import Language
 from lape_ds.recipe import Source, TokenBudget
-from lape_ds.runlog import Progress, write_json
+from lape_ds.runlog import Progress
+from lape_ds.writing import whole_file, write_json
 
 __all__ = ["Block", "Document", "PackedCorpus", "TokenStream", "pack"]
 
@@ -66,7 +67,8 @@ class PackedCorpus:
         language: Canonical code.
         fingerprint: Hex hash of source, tokenizer and split, not of the budget (see `train.num_tokens`).
         train: Documents to the budget: the one that reaches it is whole, so up to a document more.
-        heldout: The held-out documents read up to there, each text once, none mostly repeated in `train`.
+        heldout: The held-out documents read up to there, each text once, none mostly repeated in `train`; may be
+            empty where nobody needs them.
         num_skipped_lines: Bad lines skipped in all that was read of the source so far.
     """
 
@@ -77,9 +79,12 @@ class PackedCorpus:
     num_skipped_lines: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
-    """What `state.json` holds: the bytes of each file that are valid, and where reading goes on."""
+    """What `state.json` holds: the bytes of each file that are valid, and where reading goes on.
+
+    Never changed, only replaced by that after a further batch: at any moment it is of whole batches.
+    """
 
     reader: ReaderState = field(default_factory=ReaderState)
     sizes: dict[str, int] = field(
@@ -103,6 +108,7 @@ def pack(
     on_bad_line: OnBadLine,
     budget_key: str = "train.tokens",
     or_all: bool = False,
+    need_heldout: bool = True,
     tokenizer_hash: str | None = None,
 ) -> PackedCorpus:
     """Packs a language's text until the training split has the budget, or reuses what is packed.
@@ -120,12 +126,12 @@ def pack(
         on_bad_line: `stop` or `skip`.
         budget_key: The recipe's key of `train_tokens`, for messages.
         or_all: A source with less than the budget is taken whole, not refused.
+        need_heldout: False: a held-out split without any document is given empty, not refused.
         tokenizer_hash: `tokenizer_fingerprint(tokenizer)` where the caller has it already.
 
     Raises:
         UserError: A fault of the source (see `read_documents`); fewer tokens than asked for; a split without
-        any
-            document; a damaged cache.
+            any document; a damaged cache.
     """
     layout = token_layout(tokenizer)
     settings = {
@@ -147,10 +153,11 @@ def pack(
                 documents = read_documents(source, language, on_bad_line=on_bad_line, position=state.reader)
                 with _Writer(home, state, tokenizer, layout, heldout_share) as writer:
                     _pack_documents(documents, writer, train_tokens, language)
+                state = writer.state
     if state.reader.skipped:
         logger.warning("%s: %d bad lines skipped in all", language.code, state.reader.skipped)
     budget = "all" if or_all and state.exhausted and not _holds(state, train_tokens) else train_tokens
-    return _view(home, state, layout, language, fingerprint, budget, budget_key)
+    return _view(home, state, layout, language, fingerprint, budget, budget_key, need_heldout)
 
 
 def _holds(state: _State, budget: TokenBudget) -> bool:
@@ -184,13 +191,14 @@ def _pack_documents(
 ) -> None:
     """Reads, tokenises and writes batches until the budget is reached or the source ends."""
     total = None if budget == "all" else budget
-    state = writer.state
-    with Progress(f"Packing {language.code}", total=total, unit="tokens", done=state.train_tokens) as bar:
+    done = writer.state.train_tokens
+    with Progress(f"Packing {language.code}", total=total, unit="tokens", done=done) as bar:
         for texts, position, exhausted in _batches(documents):
             writer.add(texts, position, exhausted=exhausted)
+            done = writer.state.train_tokens
             # The last batch may pack more than was asked for.
-            bar.advance(min(state.train_tokens, total or state.train_tokens) - bar.done)
-            if state.reaches(budget):
+            bar.advance(min(done, total or done) - bar.done)
+            if writer.state.reaches(budget):
                 return
 
 
@@ -238,10 +246,12 @@ class _Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Also after an error: the batches before it are packed.
-        self._save()
-        for file in self._files.values():
-            file.close()
+        # Also after an error or Ctrl-C, wherever: `state` is of the batches before it, what lies beyond is cut off later.
+        try:
+            self._save()
+        finally:
+            for file in self._files.values():
+                file.close()
 
     def add(self, texts: list[str], position: ReaderState, *, exhausted: bool) -> None:
         """Packs a batch whose documents end at `position`."""
@@ -255,14 +265,16 @@ class _Writer:
             if heldout:
                 self._heldout_texts.add(keys.document)
             chosen["heldout" if heldout else "train"].append((first_ordinal + number, text, ids, keys))
+        sizes = self.state.sizes
         for split, documents in chosen.items():
-            self._append(split, documents)
-        self.state.train_tokens = self.state.sizes["train.tokens"] // np.dtype(self._layout.dtype).itemsize
-        self.state.reader, self.state.exhausted = position, exhausted
+            sizes = sizes | self._append(split, documents)
+        train_tokens = sizes["train.tokens"] // np.dtype(self._layout.dtype).itemsize
+        self.state = _State(position, sizes, train_tokens, exhausted)
         if time.monotonic() - self._saved >= STATE_EVERY_SECONDS:
             self._save()
 
-    def _append(self, split: str, documents: list[tuple[int, str, list[int], TextKeys]]) -> None:
+    def _append(self, split: str, documents: list[tuple[int, str, list[int], TextKeys]]) -> dict[str, int]:
+        """Writes a batch's documents of one split; returns the sizes of its files with them."""
         sizes = self.state.sizes
         tokens = flatten([ids for _, _, ids, _ in documents], self._layout)
         frame = len(self._layout.before) + len(self._layout.after)
@@ -281,9 +293,10 @@ class _Writer:
             lines = np.zeros(len(hashes), LINE)
             lines["hash"] = hashes
             lines["num_bytes"] = [size for *_, keys in documents for size in keys.line_bytes]
-        for part, array in zip(_PARTS, (tokens, rows, lines), strict=True):
-            self._files[f"{split}.{part}"].write(array.tobytes())
-            sizes[f"{split}.{part}"] += array.nbytes
+        arrays = {f"{split}.{part}": array for part, array in zip(_PARTS, (tokens, rows, lines), strict=True)}
+        for name, array in arrays.items():
+            self._files[name].write(array.tobytes())
+        return {name: sizes[name] + array.nbytes for name, array in arrays.items()}
 
     def _save(self) -> None:
         """Data first, then the state that calls it valid."""
@@ -352,6 +365,7 @@ def _view(
     fingerprint: str,
     budget: TokenBudget,
     budget_key: str,
+    need_heldout: bool,
 ) -> PackedCorpus:
     """What packing to exactly this budget would have given."""
     train = _map(home, "train.documents", DOCUMENT, state)
@@ -365,12 +379,13 @@ def _view(
         train = train[: bisect_left(train["end"], budget) + 1]
         heldout = heldout[: bisect_right(heldout["ordinal"], train["ordinal"][-1])]
     rows = np.flatnonzero(~_repeated(home, state, train, heldout))
-    if len(train) == 0 or len(rows) == 0:
+    if len(train) == 0 or (need_heldout and len(rows) == 0):
         repeated = len(heldout) - len(rows)
+        needed = "each split needs one" if need_heldout else "training needs one"
+        more = "give more text" if budget == "all" else f"give more text or raise {budget_key}"
         raise UserError(
             f"corpus.heldout_share: {len(train)} documents of {language.code} for training, {len(heldout)} "
-            f"held out ({repeated} of these mostly repeat training text): each split needs one; change that "
-            f"share, give more text or raise {budget_key}"
+            f"held out ({repeated} of these mostly repeat training text): {needed}; change that share, {more}"
         )
     tokens = {split: _map(home, f"{split}.tokens", np.dtype(layout.dtype), state) for split in _SPLITS}
     return PackedCorpus(
@@ -395,7 +410,6 @@ def _repeated(
     ]
     repeated = mostly_repeated(heldout_lines, heldout["lines_end"], train_lines)
     if os.access(home, os.W_OK):  # a cache shared read-only is computed each time
-        temporary = home / f".{kept.stem}.{os.getpid()}.npy"
-        np.save(temporary, repeated)
-        os.replace(temporary, kept)
+        with whole_file(kept) as temporary, temporary.open("wb") as file:
+            np.save(file, repeated)
     return repeated

@@ -23,6 +23,7 @@ def prepare_corpora(
     train_tokens: Mapping[str, TokenBudget],
     budget_key: str = "train.tokens",
     or_all: bool = False,
+    need_heldout: bool = True,
 ) -> dict[str, PackedCorpus]:
     """Packs what is not packed yet, language after language. Safe to call from several processes.
 
@@ -33,6 +34,7 @@ def prepare_corpora(
         train_tokens: Per language the tokens wanted of the training split, or `all`.
         budget_key: The recipe's key that these come from, for messages.
         or_all: A language with less than its budget is taken whole, not refused.
+        need_heldout: False: a language may be without held-out text, e.g. one that is only replayed.
 
     Returns:
         Per code its corpus, in the order asked for.
@@ -53,6 +55,7 @@ def prepare_corpora(
             on_bad_line=corpus.on_bad_line,
             budget_key=budget_key,
             or_all=or_all,
+            need_heldout=need_heldout,
             tokenizer_hash=tokenizer_hash,
         )
         for code in languages

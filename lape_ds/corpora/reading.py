@@ -14,7 +14,7 @@ from typing import Any, Literal
 import babel
 
 from lape_ds.corpora.cldr import CLDR_VERSION, sample_records
-from lape_ds.corpora.files import files_identity, list_files, read_file
+from lape_ds.corpora.files import files_identity, fill_placeholders, list_files, read_file
 from lape_ds.corpora.hub import hub_identity, read_hub
 from lape_ds.errors import UserError
 from lape_ds.languages import Language
@@ -78,7 +78,10 @@ def read_documents(
             yield text, state
     if state.documents == 0:
         bad = f" ({state.skipped} bad lines skipped)" if state.skipped else ""
-        raise UserError(f"corpus.source: {_describe(source)} is empty: no text of {language.code} in it{bad}")
+        raise UserError(
+            f"corpus.source: {_describe(source, language)} is empty: no text of {language.code} in it{bad}; "
+            "give it some, or name another source"
+        )
     return state
 
 
@@ -119,7 +122,7 @@ def _items(
             yield record.text, None, ReaderState(offset=record.id + 1)
 
 
-def _describe(source: FilesSource | HubSource | CLDRSource) -> str:
+def _describe(source: FilesSource | HubSource | CLDRSource, language: Language) -> str:
     if isinstance(source, FilesSource):
-        return source.path
+        return fill_placeholders(source.path, language, key="corpus.source.path")
     return source.dataset if isinstance(source, HubSource) else "CLDR"

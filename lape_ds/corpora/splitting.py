@@ -19,6 +19,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+# Documents fall into buckets by hash, so that a bootstrap can resample documents from counts alone.
 NUM_BUCKETS = 16
 _CHUNK_LINES = 1 << 20
 

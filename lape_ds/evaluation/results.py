@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lape_ds.errors import UserError
-from lape_ds.runlog import write_json, write_text
+from lape_ds.writing import write_json, write_text
 
 SCHEMA_VERSION = 1
 

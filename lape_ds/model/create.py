@@ -6,10 +6,7 @@ Before corpora are packed; what comes out are ordinary Hugging Face folders.
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,8 +24,10 @@ from transformers import (
 from lape_ds.errors import UserError
 from lape_ds.model.loading import without_bars
 from lape_ds.recipe import CreateSection
+from lape_ds.writing import whole_folder
 
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<s>", "</s>", "<unk>"  # ids 0 to 3
+_MADE_HERE = ("config.json", "tokenizer.json")  # a model, or a tokenizer
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -41,14 +40,15 @@ def train_tokenizer(documents: Iterable[str], folder: Path, vocab_size: int) -> 
 
     Args:
         documents: Text, each read once.
-        folder: Made; replaced if it is there.
+        folder: Made; an earlier tokenizer or model there is replaced.
         vocab_size: Pieces in all, with 4 special ones and 256 bytes.
 
     Raises:
-        UserError: No text, or a vocabulary that the text cannot fill or that cannot hold its characters.
+        UserError: No text, a vocabulary that the text cannot fill or that cannot hold its characters, or a
+            folder of something else.
     """
-    tokenizer = _as_huggingface(_train_sentencepiece(documents, vocab_size))
-    with _whole_folder(folder) as temporary:
+    with whole_folder(folder, marker_files=_MADE_HERE) as temporary:
+        tokenizer = _as_huggingface(_train_sentencepiece(documents, vocab_size))
         tokenizer.save_pretrained(temporary)
     return tokenizer
 
@@ -112,11 +112,11 @@ def create_model(
         create: `create.llama` are keyword arguments of `LlamaConfig`; vocabulary and special ids come from
             the tokenizer.
         tokenizer: Goes into the folder too.
-        folder: Made; replaced if it is there.
+        folder: Made; an earlier tokenizer or model there is replaced.
         seed: Of the weights. The process's own random state is left as it is.
 
     Raises:
-        UserError: A setting that Llama does not have.
+        UserError: A setting that Llama does not have, or a folder of something else.
     """
     known = {field.name for field in fields(LlamaConfig)}
     unknown = sorted(set(create.llama) - known)
@@ -131,24 +131,10 @@ def create_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**(create.llama | special)))
-    with _whole_folder(folder) as temporary, without_bars():
+    with whole_folder(folder, marker_files=_MADE_HERE) as temporary, without_bars():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(LlamaConfig(**(create.llama | special)))
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return model.eval()
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place if all went well."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,7 +6,6 @@ pickle), carries its kind and schema version, and is written whole or not at all
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lape_ds.errors import UserError
+from lape_ds.writing import whole_file
 
 
 def save_artefact(
@@ -29,19 +29,11 @@ def save_artefact(
         schema_version: Of this kind.
         metadata: Further strings.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     header = {**metadata, "kind": kind, "schema_version": str(schema_version)}
-    try:
-        # Clones, because safetensors refuses views of one storage.
-        save_file(
-            {name: tensor.clone().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata=header,
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Clones, because safetensors refuses views of one storage.
+    own = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(own, temporary, metadata=header)
 
 
 def load_artefact(path: Path, *, kind: str, schema_version: int) -> tuple[dict[str, Tensor], dict[str, str]]:

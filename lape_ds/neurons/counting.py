@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import FFNLayer, ffn_layers
-from lape_ds.neurons.counts import INT32_MAX, NUM_BUCKETS, CountedBlocks, Counts, CountSettings
+from lape_ds.neurons.counts import INT32_MAX, CountedBlocks, Counts, CountSettings
 
 # Tokens summed by one matrix product of zeros and ones. Every integer up to this number is exact in the
 # dtype, so the product is exact whatever the order of its sums (float32 would allow 2**24); it also bounds
@@ -58,8 +59,9 @@ def count_activations(
     all_finite = torch.ones((), dtype=torch.bool, device=model.device)
     with torch.inference_mode(), counter.attached(layers):
         for batch in _batches(blocks, batch_size):
-            inputs = counter.start_batch(batch)
-            hidden = base_model(**inputs, use_cache=False).last_hidden_state
+            # No attention mask, or attention builds one of [T, T]. Padding stands at the end, where causal attention of
+            # the text before it does not look, and is not counted itself.
+            hidden = base_model(input_ids=counter.start_batch(batch), use_cache=False).last_hidden_state
             row_sums = hidden.flatten(0, 1).sum(
                 1, dtype=torch.float32
             )  # NaN or infinite where any of its terms is
@@ -101,8 +103,8 @@ class _BucketCounter:
         self.is_text = torch.empty(0, dtype=torch.bool, device=device)
         self.tokens = torch.zeros(NUM_BUCKETS, dtype=torch.int64)
 
-    def start_batch(self, batch: tuple[Block, ...]) -> dict[str, Tensor]:
-        """Books the batch's tokens and returns the model's inputs, `[B, T]`."""
+    def start_batch(self, batch: tuple[Block, ...]) -> Tensor:
+        """Books the batch's tokens and returns its ids on the device, int64 `[B, T]`."""
         is_text = torch.stack([block.is_text for block in batch]).flatten()
         bucket = torch.stack([block.token_bucket for block in batch]).flatten().long()
         self.tokens += torch.bincount(bucket[is_text], minlength=NUM_BUCKETS)
@@ -115,13 +117,7 @@ class _BucketCounter:
         one_hot = (bucket == torch.arange(NUM_BUCKETS)[:, None]) & is_text
         self._bucket_one_hot = one_hot.to(self._device, self._dtype, non_blocking=True)
         self.is_text = is_text.to(self._device, non_blocking=True)
-        inputs = {
-            "input_ids": torch.stack([block.input_ids for block in batch]).to(self._device, non_blocking=True)
-        }
-        mask = torch.stack([block.attention_mask for block in batch])
-        if not bool(mask.all()):  # without a mask, attention takes its fastest kernel
-            inputs["attention_mask"] = mask.to(self._device, torch.int64, non_blocking=True)
-        return inputs
+        return torch.stack([block.input_ids for block in batch]).to(self._device, non_blocking=True)
 
     @contextmanager
     def attached(self, layers: list[FFNLayer]) -> Iterator[None]:

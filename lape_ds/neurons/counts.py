@@ -12,15 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.errors import UserError
 from lape_ds.neurons.artefact import load_artefact, save_artefact
 
 SCHEMA_VERSION = 1
-NUM_BUCKETS = (
-    16  # documents fall into buckets by hash, so that a bootstrap can resample documents from the file alone
-)
 INT32_MAX = 2**31 - 1
 _KIND = "activation counts"
+_AGAIN = "the file is damaged: delete it and run `lape-ds identify` again"
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,17 @@ class Counts:
             ("tokens", self.tokens, torch.int64, 1),
         ):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
-                raise UserError(f"{who}: {name} contains NaN; count again with `lape-ds identify`")
+                raise UserError(f"{who}: {name} contains NaN; {_AGAIN}")
             if tensor.dtype != dtype or tensor.dim() != num_dims or tensor.shape[0] != NUM_BUCKETS:
                 raise UserError(
                     f"{who}: {name} is {tensor.dtype} {list(tensor.shape)} where {dtype} with {NUM_BUCKETS} "
                     "buckets and "
-                    f"{num_dims} axes is needed; count again with `lape-ds identify`"
+                    f"{num_dims} axes is needed; {_AGAIN}"
                 )
         if bool((self.active < 0).any()):
-            raise UserError(
-                f"{who}: negative counts; the file is damaged, count again with `lape-ds identify`"
-            )
+            raise UserError(f"{who}: negative counts; {_AGAIN}")
         if bool((self.active > self.tokens[:, None, None]).any()):
-            raise UserError(
-                f"{who}: a neuron is active on more tokens than there are; the file is damaged, count again"
-            )
+            raise UserError(f"{who}: a neuron is active on more tokens than there are; {_AGAIN}")
 
     def probabilities(self) -> Tensor:
         """p(activation > 0) per neuron over all buckets, float64 `[layers, neurons]`.
@@ -156,7 +151,7 @@ class Counts:
             parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
             return cls(tensors["active"], tensors["tokens"], settings, parts)
         except KeyError as error:
-            raise UserError(f"{path} lacks {error}; count again with `lape-ds identify`") from error
+            raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

@@ -6,7 +6,6 @@ without any metadata, so that the order of the languages and the model must be t
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lape_ds.errors import UserError
 from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.writing import whole_file
 
 
 def import_published(
@@ -72,13 +72,8 @@ def export_published(neuron_set: NeuronSet, path: Path) -> None:
     Languages and layers without neurons keep their place as empty tensors. Written whole or not at all.
     """
     nested = [neuron_set.per_layer(code) for code in neuron_set.languages]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         torch.save([[layer.clone() for layer in layers] for layers in nested], temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_nested_list(path: Path) -> list[list[Tensor]]:

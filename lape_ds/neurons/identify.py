@@ -1,8 +1,8 @@
 """The stage `lape-ds identify`: corpora → counts/<language>.safetensors → neurons.safetensors.
 
 Between the corpora and subnetwork training. Each language's counts are a file of their own, so that an
-interrupted run takes up again at the language where it stopped, and a further language costs only its own
-counting.
+interrupted run takes up again at the language where it stopped, a further language costs only its own
+counting, and other knobs of the selection cost none.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
 from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, freeze_recipe
+from lape_ds.recipe import Recipe, check_frozen, freeze_recipe
 from lape_ds.runlog import progress, write_run_json
 
-# What decides the content of the folder; the rest of a recipe may change between runs.
-_SECTIONS = ("languages.identify", "model", "corpus", "identify")
+# What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
+# anew from the counts that are there.
+_SECTIONS = ("model", "corpus", "identify.context_length", "identify.tokens_per_language")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def identify(recipe: Recipe) -> NeuronSet:
     shape = model_shape(skeleton)
     context_length = _context_length(recipe, skeleton.config)
     tokenizer = load_tokenizer(model_folder)
-    freeze_recipe(recipe, recipe.identify_dir, sections=_SECTIONS)
+    check_frozen(recipe, recipe.identify_dir, sections=_SECTIONS)
 
     codes = recipe.languages.identify
     budget = recipe.identify.tokens_per_language
@@ -71,6 +72,7 @@ def identify(recipe: Recipe) -> NeuronSet:
         train_tokens=dict.fromkeys(codes, budget),
         budget_key="identify.tokens_per_language",
     )
+    freeze_recipe(recipe, recipe.identify_dir, sections=_SECTIONS)
     counts = _count_languages(recipe, corpora, model_folder, context_length)
 
     neuron_set = _select(recipe, counts, shape)

@@ -125,19 +125,20 @@ class NeuronSet:
         either = len(self.union(first, second))
         return len(self.intersection(first, second)) / either if either else 0.0
 
-    def random_like(self, code: str, seed: int) -> NeuronSet:
-        """A control set: as many random neurons in every layer as the language has there.
+    def random_like(self, *codes: str, seed: int) -> NeuronSet:
+        """A control set: as many random neurons in every layer as the languages together have there.
 
-        They are drawn outside the language's own neurons, so that nothing of the effect under test is in the
+        They are drawn outside the languages' own neurons, so that nothing of the effect under test is in the
         control; where a layer has too few others, the rest is drawn from its own.
 
         Args:
-            code: The language to imitate; the result holds this code only.
+            codes: The languages to imitate, which share one draw: a draw each would overlap, and could hold
+                another's neurons. The result has one entry, named by the codes joined with "+".
             seed: Same seed, same set, on any machine (drawn on the CPU).
         """
         generator = torch.Generator().manual_seed(seed)
         rows = []
-        for layer, own in enumerate(self.per_layer(code)):
+        for layer, own in enumerate(self.per_layer(*codes)):
             is_own = torch.zeros(self.neurons_per_layer, dtype=torch.bool)
             is_own[own] = True
             order = torch.randperm(self.neurons_per_layer, generator=generator)
@@ -145,7 +146,7 @@ class NeuronSet:
             drawn = others_first[: len(own)].sort().values
             rows.append(torch.stack([torch.full_like(drawn, layer), drawn], dim=1))
         return NeuronSet(
-            indices={code: torch.cat(rows).int()},
+            indices={"+".join(codes): torch.cat(rows).int()},
             num_layers=self.num_layers,
             neurons_per_layer=self.neurons_per_layer,
             model_id=self.model_id,

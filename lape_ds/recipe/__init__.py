@@ -3,7 +3,7 @@
 First room on the data's way: `load_recipe` at the start of every stage, `freeze_recipe` before it writes.
 """
 
-from lape_ds.recipe.freezing import freeze_recipe, to_yaml
+from lape_ds.recipe.freezing import check_frozen, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.sections import (
     CLDRSource,
@@ -51,6 +51,7 @@ __all__ = [
     "Source",
     "TokenBudget",
     "TrainSection",
+    "check_frozen",
     "freeze_recipe",
     "load_recipe",
     "to_yaml",

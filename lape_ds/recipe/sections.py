@@ -136,14 +136,14 @@ class OptimizerSection(Section):
     name: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
     learning_rate: PositiveFloat = 1e-4
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None  # None: 0.9, 0.999; of lion 0.9, 0.99
     eps: PositiveFloat = 1e-8
     momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
 
     @field_validator("betas")
     @classmethod
-    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
+    def _betas_below_one(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
+        if betas is not None and not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"each must be at least 0 and less than 1, not {list(betas)}")
         return betas
 

@@ -57,7 +57,6 @@ class DenseEntries:
             yield EntryRange(
                 name=self._names[id(shard.parameter)],
                 start=shard.start,
-                total=full_shape(shard.parameter).numel(),
                 masters=shard.values(),
                 state={
                     key: value.view(-1).narrow(0, shard.buffer_start, shard.numel)

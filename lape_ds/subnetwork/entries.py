@@ -9,7 +9,7 @@ what makes checkpoints independent of how ZeRO cut the weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -85,9 +85,12 @@ class EntryMask:
         Built from zeros and not by multiplication: 0 · inf is NaN, and one overflow in a weight that does not train
         must not spoil one that does.
         """
-        index = self.index.to(grad.device)
         kept = torch.zeros_like(grad)
-        return kept.index_copy_(self.axis, index, grad.index_select(self.axis, index))
+        return kept.index_copy_(self.axis, self.index, grad.index_select(self.axis, self.index))
+
+    def on(self, device: torch.device) -> EntryMask:
+        """The same mask with its index on another device."""
+        return replace(self, index=self.index.to(device))
 
     def entries_before(self, position: int) -> int:
         """How many selected entries lie before row-major `position` of the weight."""

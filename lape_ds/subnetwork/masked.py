@@ -34,6 +34,8 @@ ELEMENTWISE_OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (
     Lion,
 )
 
+_HOOK = "_lape_ds_mask_hook"  # attribute of a parameter: the handle of its gradient hook
+
 
 @dataclass(frozen=True)
 class EntryRange:
@@ -42,7 +44,6 @@ class EntryRange:
     Attributes:
         name: The weight's name.
         start: Index of the first of them among the weight's entries in row-major order.
-        total: All masked entries of the weight.
         masters: fp32 [n], a copy.
         state: The inner optimizer's tensors for these entries, each [n] (e.g. `exp_avg`), a view; empty before the first step.
         replicated: Every rank holds the same (stage 0).
@@ -50,7 +51,6 @@ class EntryRange:
 
     name: str
     start: int
-    total: int
     masters: Tensor
     state: dict[str, Tensor]
     replicated: bool
@@ -90,7 +90,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         optimizer = MaskedOptimizer(model, neurons.indices["mlt_Latn"], torch.optim.AdamW, lr=1e-4, weight_decay=0.01)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=masked_config(config))
 
-    It freezes (`requires_grad_(False)`) every parameter without a masked entry. Bits outside the mask stay those of the
+    It freezes (`requires_grad_(False)`) every parameter without a masked entry; a second one on the same model takes over
+    from the first. Bits outside the mask stay those of the
     base model after any number of steps. Inner state: for AdamW 8 bytes for each masked entry that this rank owns.
 
     Args:
@@ -135,15 +136,28 @@ class MaskedOptimizer(torch.optim.Optimizer):
         )
         self._group = self.param_groups[0]  # DeepSpeed swaps lists around it; the dict itself stays
         for param in self._params:
-            param.register_hook(self._zero_outside(self._mask_of[id(param)]))
+            earlier = getattr(
+                param, _HOOK, None
+            )  # of another MaskedOptimizer: together they would let both masks' share through
+            if earlier is not None:
+                earlier.remove()
+            setattr(param, _HOOK, param.register_hook(self._zero_outside(self._mask_of[id(param)])))
 
     def _zero_outside(self, mask: EntryMask) -> Callable[[Tensor], Tensor]:
         # A tensor hook sees the full-shape gradient in every stage and runs before DeepSpeed's reduction hook.
         def hook(grad: Tensor) -> Tensor:
+            nonlocal mask
             self._gradients_seen = True
+            if mask.index.device != grad.device:  # once: a copy in each backward would stall a GPU
+                mask = mask.on(grad.device)
             return mask.keep_only(grad)
 
         return hook
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise UserError(
+            "a MaskedOptimizer cannot be copied or pickled: it hangs on one model's parameters; use state_dict()"
+        )
 
     @property
     def num_entries(self) -> int:
@@ -227,7 +241,6 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 yield EntryRange(
                     name=mask.name,
                     start=mask.entries_before(shard.start),
-                    total=mask.num_entries,
                     masters=torch.cat([block.gather(flat) for block in blocks]),
                     state={key: value[begin : begin + count] for key, value in tensors.items()},
                     replicated=shard.replicated,
@@ -313,13 +326,23 @@ def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a DeepSpeed configuration with the settings that a `MaskedOptimizer` needs.
 
     Raises:
-        UserError: `round_robin_gradients` is on: DeepSpeed then reorders its flat buffers and its own map does not follow.
+        UserError: A setting under which masters and weights cannot be matched.
     """
-    zero = dict(config.get("zero_optimization", {}))
+    zero: Mapping[str, Any] = config.get("zero_optimization", {})
     if zero.get("round_robin_gradients"):
         raise UserError(
             "zero_optimization.round_robin_gradients: true reorders DeepSpeed's buffers without telling the optimizer, so the "
             "neuron mask would hit other weights; remove it"
+        )
+    if zero.get("zero_quantized_weights"):
+        raise UserError(
+            "zero_optimization.zero_quantized_weights: true keeps weights that differ from their masters, so a neuron mask could "
+            "not leave the others untouched; remove it"
+        )
+    if zero.get("offload_optimizer", {}).get("device") == "nvme":
+        raise UserError(
+            "zero_optimization.offload_optimizer.device: nvme swaps masters out of reach of checkpoints; a mask's own state is "
+            "small: use cpu (parameters may go to nvme)"
         )
     # DeepSpeed allows optimizers by exact type, and under offload insists on its own compiled one.
     return {**config, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}

@@ -51,10 +51,10 @@ def _optimizer(section: OptimizerSection) -> tuple[type[torch.optim.Optimizer], 
     common = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     match section.name:
         case "adamw":
-            return torch.optim.AdamW, common | {"betas": section.betas, "eps": section.eps}
+            return torch.optim.AdamW, common | {"betas": section.betas or (0.9, 0.999), "eps": section.eps}
         case "adam":
-            return torch.optim.Adam, common | {"betas": section.betas, "eps": section.eps}
+            return torch.optim.Adam, common | {"betas": section.betas or (0.9, 0.999), "eps": section.eps}
         case "sgd":
             return torch.optim.SGD, common | {"momentum": section.momentum}
         case "lion":
-            return Lion, common | {"betas": section.betas}
+            return Lion, common | {"betas": section.betas or (0.9, 0.99)}

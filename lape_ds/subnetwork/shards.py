@@ -43,19 +43,30 @@ class Shard:
         return self.buffer.detach().view(-1).narrow(0, self.buffer_start, self.numel)
 
     def verify(self) -> None:
-        """Asserts that these masters are this part of the parameter, to the bit.
+        """Makes sure that these masters are this part of the parameter, to the bit.
 
         True after set-up and after every step (DeepSpeed copies masters to weights). A wrong map, as
         `round_robin_gradients` would give, shows here and not as a silently damaged model.
+
+        Raises:
+            RuntimeError: They are not.
         """
         stored = getattr(self.parameter, "ds_tensor", None)
-        weights = (
-            self.parameter.detach().view(-1).narrow(0, self.start, self.numel)
-            if stored is None
-            else stored[: self.numel]
+        whole = (
+            self.parameter.detach().view(-1).narrow(0, self.start, self.numel) if stored is None else stored
         )
+        weights = whole[: self.numel]
         masters = self.values().to(device=weights.device, dtype=weights.dtype)
-        assert torch.equal(weights, masters), "DeepSpeed's layout of masters is not the one lape-ds knows"
+        if not torch.equal(bits(weights), bits(masters)):
+            raise RuntimeError(
+                "DeepSpeed does not keep its masters where lape-ds looks for them; nothing was written. Known to work: "
+                "DeepSpeed 0.19.8; please report version and configuration"
+            )
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The same bits as integers: -0.0 is not 0.0, and NaN equals itself."""
+    return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def find_shards(

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lape_ds.errors import UserError
-from lape_ds.runlog import write_json
+from lape_ds.writing import write_json
 
 SCHEMA_VERSION = 1
 
@@ -38,18 +38,16 @@ class CheckpointState:
 
     Attributes:
         step: Optimizer steps taken.
-        method: As in the recipe.
         base_fingerprint: Of the model that was trained (model/loading.py).
         num_entries: Trained weights.
-        global_batch_size: Blocks of one step; which blocks a step sees follows from it.
+        identity: What else makes this run this run, by a name that a person understands (text, neurons, blocks per step).
         best: Lowest held-out bits per byte so far and its step; None before the first measurement.
     """
 
     step: int
-    method: str
     base_fingerprint: str
     num_entries: int
-    global_batch_size: int
+    identity: dict[str, str]
     best: dict[str, float] | None
 
 
@@ -89,9 +87,10 @@ class CheckpointReader:
 
     def read(self, name: str, start: int, stop: int) -> Mapping[str, Tensor]:
         """fp32 tensors [stop - start] of one weight's entries: "master" and the optimizer's state by name."""
-        return {key: self._read_key(key, name, start, stop) for key in self._parts[name]}
+        return {key: self.read_key(key, name, start, stop) for key in self._parts[name]}
 
-    def _read_key(self, key: str, name: str, start: int, stop: int) -> Tensor:
+    def read_key(self, key: str, name: str, start: int, stop: int) -> Tensor:
+        """One of the tensors that `read` gives."""
         parts = self._parts[name][key]
         pieces: list[Tensor] = []
         position = start
@@ -112,11 +111,16 @@ class CheckpointReader:
         return torch.cat(pieces)
 
 
-def point_to(folder: Path, pointer: str, checkpoint: Path, **facts: float) -> None:
-    """Writes `folder/<pointer>.json` and removes the checkpoints that no pointer names. Rank 0 only."""
-    write_json(folder / f"{pointer}.json", {"folder": checkpoint.name, **facts})
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after so many steps."""
+    return f"step-{step:08d}"
+
+
+def point_to(folder: Path, pointer: str, step: int, **facts: float) -> None:
+    """Writes `folder/<pointer>.json` and removes the checkpoints that no pointer names. One rank only."""
+    write_json(folder / f"{pointer}.json", {"folder": checkpoint_name(step), **facts})
     kept = {json.loads(path.read_text(encoding="utf-8"))["folder"] for path in folder.glob("*.json")}
-    for old in folder.glob("step-*"):
+    for old in [*folder.glob("step-*"), *folder.glob(".step-*.tmp")]:
         if old.name not in kept:
             shutil.rmtree(old)
 

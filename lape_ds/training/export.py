@@ -6,23 +6,25 @@ trained entries of a checkpoint are written into it, and what should not have mo
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import load_recipe
-from lape_ds.runlog import write_json
+from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.subnetwork.entries import EntryMask, entry_masks
+from lape_ds.subnetwork.shards import bits
 from lape_ds.training.checkpoint import CheckpointReader, pointed_to
+from lape_ds.writing import whole_folder, write_json
+
+_MARKER = "lape_ds_export.json"  # by it a later export knows a folder that it may replace
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ def export_model(
         run_dir: Of a training.
         checkpoint: The one with the lowest held-out bits per byte, or the last one. A run in which no step improved on the
             base has no best checkpoint.
-        folder: Where to; replaced if it is there.
+        folder: Where to; an earlier export there is replaced, anything else is refused.
 
     Raises:
         UserError: No such run or checkpoint, or another base model.
-        AssertionError: Something outside the trained entries differs from the base.
+        RuntimeError: Something outside the trained entries differs from the base.
     """
     if not (run_dir / "run.json").exists():
         raise UserError(
@@ -78,17 +80,25 @@ def export_model(
         raise UserError(
             f"{recipe.model.path} no longer holds the weights that {run_dir} was trained from; restore them"
         )
-    model = load_model(base_folder, dtype=recipe.model.dtype, attn_implementation="sdpa")
-    base = {name: param.detach().clone() for name, param in model.named_parameters()}
     neurons = _trained_neurons(run_dir)
+    model = _load(base_folder, recipe)
     write_entries(model, reader, neurons)
-    changed = count_changes(model, base, neurons)
     target = folder or run_dir / "model"
-    _save(model, base_folder, target)
-    total = sum(weight.numel() for weight in base.values())
-    num_neurons = None if neurons is None else len(neurons)
-    done = Export(target, reader.state.step, num_neurons, reader.state.num_entries, changed, total)
-    write_json(target / "lape_ds_export.json", vars(done) | {"folder": str(target), "run": str(run_dir)})
+    with whole_folder(target, marker_files=(_MARKER,)) as temporary:
+        with without_bars():
+            model.save_pretrained(temporary)
+        load_tokenizer(base_folder).save_pretrained(temporary)
+        del model  # one whole model in memory at a time
+        base = _load(base_folder, recipe)
+        done = Export(
+            folder=target,
+            step=reader.state.step,
+            num_neurons=None if neurons is None else len(neurons),
+            trained=reader.state.num_entries,
+            changed=count_changes(temporary, base, neurons),
+            total=sum(weight.numel() for weight in base.parameters()),
+        )
+        write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
     return done
 
 
@@ -114,50 +124,53 @@ def write_entries(model: PreTrainedModel, checkpoint: CheckpointReader, neurons:
     for name in checkpoint.names:
         weight = named[name]
         if masks is None:
-            values = checkpoint.read(name, 0, weight.numel())["master"]
+            values = checkpoint.read_key("master", name, 0, weight.numel())
             weight.copy_(values.view(weight.shape))
         else:
             mask = masks[name]
-            values = checkpoint.read(name, 0, mask.num_entries)["master"].to(weight.dtype)
+            values = checkpoint.read_key("master", name, 0, mask.num_entries).to(weight.dtype)
             (block,) = mask.blocks(0, weight.numel(), offset=0, device=weight.device)
             block.scatter(weight.view(-1), values)
 
 
-def count_changes(model: PreTrainedModel, base: dict[str, Tensor], neurons: Tensor | None) -> int:
-    """Counts the weights that differ from the base.
+def count_changes(folder: Path, base: PreTrainedModel, neurons: Tensor | None) -> int:
+    """Compares the written files with the base model, bit by bit; counts the weights that differ.
+
+    Args:
+        folder: As `save_pretrained` wrote it.
+        base: In the dtype of the training.
+        neurons: That were trained; None where whole weights were.
 
     Raises:
-        AssertionError: One of them does not belong to the trained neurons.
+        RuntimeError: One that differs does not belong to the trained neurons, or one is missing.
     """
-    masks = _masks(model, neurons)
+    masks = _masks(base, neurons)
+    written = {name: path for path in folder.glob("*.safetensors") for name in _tensor_names(path)}
     changed = 0
-    for name, weight in model.named_parameters():
-        differs = _bits(weight) != _bits(base[name])
+    for name, weight in base.named_parameters():
+        if name not in written:
+            raise RuntimeError(f"the export lacks {name}")
+        with safe_open(written[name], framework="pt") as file:
+            differs = bits(file.get_tensor(name)) != bits(weight)
         changed += int(differs.sum())
         if masks is not None:
-            outside = differs.clone()
             if name in masks:
-                outside.index_fill_(masks[name].axis, masks[name].index, False)
-            assert not outside.any(), f"{name} differs from the base outside the subnetwork"
+                differs.index_fill_(masks[name].axis, masks[name].index, False)
+            if differs.any():
+                raise RuntimeError(
+                    f"{name} differs from the base outside the subnetwork; nothing was exported"
+                )
     return changed
+
+
+def _tensor_names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _load(folder: Path, recipe: Recipe) -> PreTrainedModel:
+    return load_model(folder, dtype=recipe.model.dtype, attn_implementation="sdpa")
 
 
 def _masks(model: PreTrainedModel, neurons: Tensor | None) -> dict[str, EntryMask] | None:
     return None if neurons is None else entry_masks(model, neurons)
-
-
-def _bits(weight: Tensor) -> Tensor:
-    """The same bits as integers: -0.0 is not 0.0, and NaN equals itself."""
-    return weight.detach().view({2: torch.int16, 4: torch.int32}[weight.element_size()])
-
-
-def _save(model: PreTrainedModel, base_folder: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with without_bars():
-        model.save_pretrained(temporary)
-    load_tokenizer(base_folder).save_pretrained(temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(temporary, target)

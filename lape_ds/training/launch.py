@@ -6,17 +6,21 @@ Before the DeepSpeed launcher, which starts `launch/train.sh` once per rank with
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import torch
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.resources import asset
+from lape_ds.training.main import STOPPED
 
 
 def launch_training(
@@ -41,11 +45,46 @@ def launch_training(
         *_port_option(launcher_options),
         *launcher_options,
     ]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *options]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", *options]
     command = [*launcher, str(asset("launch/train.sh")), recipe_path, *overrides]
-    done = subprocess.run(command, env=_environment(), check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    code = _run(command)
+    if code:
+        raise SystemExit(code)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Runs the launcher to its end; returns its exit code, or `STOPPED` after SIGINT, SIGTERM or SIGHUP.
+
+    These are passed on to the ranks alone, which keep a checkpoint and end, and the launcher with them. It would itself die of
+    them at once and leave its ranks behind, so it runs in a session of its own, out of the reach of Ctrl-C.
+    """
+    launcher = subprocess.Popen(command, env=_environment(), start_new_session=True)
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+        try:
+            runner = psutil.Process(launcher.pid)
+            on_this_node = runner.children()
+            ranks = [rank for one in on_this_node for rank in one.children()]
+            for process in ranks or [*on_this_node, runner]:
+                process.terminate()
+        except psutil.NoSuchProcess:  # has just ended
+            pass
+
+    wanted = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    ]
+    before = {number: signal.signal(number, stop) for number in wanted}
+    try:
+        code = launcher.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return STOPPED if stopping else code
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -68,12 +107,17 @@ def _is_recipe(argument: str) -> bool:
 
 def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> list[str]:
     """As many ranks as the recipe says, but never two on one GPU: the same recipe runs on a laptop and on a server."""
-    if num_ranks is not None and torch.cuda.is_available():
-        num_ranks = min(num_ranks, torch.cuda.device_count())
-    chosen = any(
-        option.startswith(("--num_", "--include", "--exclude", "--hostfile")) for option in launcher_options
-    )
-    return [] if num_ranks is None or chosen else ["--num_gpus", str(num_ranks)]
+    asked = ("--num_", "--include", "--exclude", "--hostfile")
+    if num_ranks is None or any(option.startswith(asked) for option in launcher_options):
+        return []
+    if not torch.cuda.is_available():
+        return ["--num_gpus", str(num_ranks)]
+    num_ranks = min(num_ranks, torch.cuda.device_count())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ["--num_gpus", str(num_ranks)]
+    # With --num_gpus the launcher forgets the variable and takes GPU 0 on, which may be somebody else's.
+    return ["--include", f"localhost:{','.join(visible.split(',')[:num_ranks])}"]
 
 
 def _port_option(launcher_options: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -29,7 +29,7 @@ from lape_ds.runlog import Progress
 from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import CheckpointState, point_to
 from lape_ds.training.metrics import Metrics
-from lape_ds.training.ranks import device, rank, sum_over_ranks, world_size
+from lape_ds.training.ranks import by_first, device, rank, sum_over_ranks, world_size
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.schedule import learning_rate
 from lape_ds.training.zero import set_learning_rate, take_step
@@ -49,14 +49,17 @@ class Training:
 
     recipe: Recipe
     run_dir: Path
+    run_lock: IO[str] | None  # held by the first rank until the process ends
     engine: DeepSpeedEngine
     trained: Trained
     blocks: TrainingBlocks
     heldout: dict[str, HeldOut]
     metrics: Metrics
     prefix_token_id: int
+    global_batch_size: int  # blocks of one step, over all ranks
     total_steps: int
     state: CheckpointState
+    saved_step: int | None = None  # of the newest checkpoint that this process took part in writing
 
     @property
     def train(self) -> TrainSection:
@@ -103,7 +106,7 @@ def run_training(training: Training, stop: StopRequest) -> bool:
             if last or (step + 1) % training.train.heldout.every_steps == 0:
                 _measure(training)
             if last or stopping or (step + 1) % training.train.checkpoint_every_steps == 0:
-                _checkpoint(training)
+                _save(training, "last")
             if stopping and not last:
                 return False
     return True
@@ -112,6 +115,8 @@ def run_training(training: Training, stop: StopRequest) -> bool:
 def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step; also tells whether any rank has been asked to stop."""
     engine, train = training.engine, training.train
+    # For dropout: what a step draws must not depend on where the run was last resumed.
+    torch.manual_seed((training.recipe.seed * 1_000_003 + step) * 65_537 + rank())
     rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
     set_learning_rate(engine, rate)
     micro_batches = _micro_batches(training, step)
@@ -119,10 +124,10 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
         [sum(num_targets(labels) for _, labels in micro_batches), int(stop.received)], dtype=torch.float64
     )
     num_scored, stopping = sum_over_ranks(counted).tolist()
-    nll = torch.zeros((), dtype=torch.float64)
+    nll = torch.zeros((), dtype=torch.float64, device=device())
     for number, (input_ids, labels) in enumerate(micro_batches):
         loss = token_nll(engine(input_ids=input_ids, use_cache=False).logits, labels)
-        nll += loss.detach().double().cpu()
+        nll += loss.detach()
         # DeepSpeed means over micro-batches and ranks; the mean wanted is over the scored tokens of the whole batch, or
         # a block that is half padding would count as much as a full one.
         engine.backward(loss * (len(micro_batches) * world_size() / max(1, num_scored)))
@@ -130,18 +135,14 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
             engine.step()
     norm = take_step(engine)
     mean_loss = float(sum_over_ranks(nll)) / max(1, num_scored)
-    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-        raise UserError(
-            f"step {step + 1}: loss {mean_loss}, gradient norm {norm}: training has diverged; lower "
-            f"train.optimizer.learning_rate ({rate:g} in this step) or train.gradient_clipping; checkpoints are kept"
-        )
+    _refuse_divergence(step + 1, loss=mean_loss, gradient_norm=norm)
     values = {"tokens": int(num_scored), "loss": mean_loss, "learning_rate": rate, "gradient_norm": norm}
     return values, bool(stopping)
 
 
 def _micro_batches(training: Training, step: int) -> list[tuple[Tensor, Tensor]]:
     """This rank's part of the step's batch. The batch is the same however many ranks share it."""
-    batch = training.blocks.batch(step, global_batch_size=training.state.global_batch_size)
+    batch = training.blocks.batch(step, global_batch_size=training.global_batch_size)
     size = training.train.micro_batch_size
     per_rank = len(batch) // world_size()
     mine = batch[rank() * per_rank : (rank() + 1) * per_rank]
@@ -166,21 +167,30 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
+def _refuse_divergence(step: int, **values: float) -> None:
+    """Every rank must pass the same values, so that all of them stop."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: {name} is {value}: training has diverged; go on with a lower "
+                "train.optimizer.learning_rate and another train.run_name (what was kept of this run stays)"
+            )
+
+
 def _measure(training: Training) -> None:
     """Held-out bits per byte of every measured language; keeps the best checkpoint."""
     if not training.heldout:
         return
     bits = {code: _heldout_bits(training, heldout) for code, heldout in training.heldout.items()}
     step = training.state.step
+    _refuse_divergence(step, **{f"held-out {code}": value for code, value in bits.items()})
     training.metrics.write(step, {"heldout_bits_per_byte": bits})
     own = training.recipe.trained_languages
     mean = sum(bits[code] for code in own) / len(own)
     if training.state.best is None or mean < training.state.best["bits_per_byte"]:
         training.state = replace(training.state, best={"step": step, "bits_per_byte": mean})
         if step > 0:
-            saved = save_checkpoint(training.checkpoints, training.trained, training.state)
-            if rank() == 0:
-                point_to(training.checkpoints, "best", saved, bits_per_byte=mean)
+            _save(training, "best", bits_per_byte=mean)
 
 
 def _heldout_bits(training: Training, heldout: HeldOut) -> float:
@@ -196,10 +206,10 @@ def _heldout_bits(training: Training, heldout: HeldOut) -> float:
     return bits_per_byte(float(sum_over_ranks(nll).sum()), heldout.num_bytes)
 
 
-def _checkpoint(training: Training) -> None:
-    folder = training.checkpoints
-    saved = folder / f"step-{training.state.step:08d}"
-    if not saved.exists():  # the measurement may just have kept it as the best
-        save_checkpoint(folder, training.trained, training.state)
-    if rank() == 0:
-        point_to(folder, "last", saved)
+def _save(training: Training, pointer: str, **facts: float) -> None:
+    """Lets `pointer` name a checkpoint of this step, which may just have been written for another pointer."""
+    step = training.state.step
+    if training.saved_step != step:
+        save_checkpoint(training.checkpoints, training.trained, training.state)
+        training.saved_step = step
+    by_first(lambda: point_to(training.checkpoints, pointer, step, **facts))

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
 
+STOPPED = 130  # as `lape-ds` after an interruption: what comes after training must not take the run for a finished one
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains; returns the exit code: 0 done or stopped on request, 2 for what the user must mend."""
+    """Trains; returns the exit code: 0 done, 2 for what the user must mend, `STOPPED` for a run that is to go on."""
     quiet_deepspeed()
     from lape_ds.training import ranks
 
@@ -51,7 +53,7 @@ def _train(arguments: Sequence[str]) -> int:
                 f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on",
                 file=sys.stderr,
             )
-    return 0
+    return 0 if finished else STOPPED
 
 
 if __name__ == "__main__":

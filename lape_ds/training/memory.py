@@ -35,9 +35,14 @@ def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
     }
 
 
+def num_parameters(engine: DeepSpeedEngine) -> int:
+    """Weights of the whole model, however it is partitioned."""
+    return sum(full_shape(param).numel() for param in engine.parameters())
+
+
 def describe_memory(engine: DeepSpeedEngine, trained: Trained) -> str:
     """One line for the log."""
-    parameters = sum(full_shape(param).numel() for param in engine.parameters())
+    parameters = num_parameters(engine)
     kinds = ", ".join(f"{kind} {_readable(size)}" for kind, size in memory_by_kind(engine, trained).items())
     share = 100 * trained.num_entries / parameters
     return f"training {trained.num_entries:,} of {parameters:,} weights ({share:.2f} %); rank 0 keeps {kinds}"

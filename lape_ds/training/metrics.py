@@ -6,9 +6,10 @@ Beside the loop.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lape_ds.writing import write_text
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -20,7 +21,8 @@ class Metrics:
     Args:
         path: The file; None on every rank but the first.
         engine: Whose monitor also gets the numbers.
-        resumed_step: Lines of later steps, written before an interruption, are dropped: no step stands twice.
+        resumed_step: Lines of later steps, written before an interruption, are dropped: no step stands twice. -1 where the
+            run begins.
     """
 
     def __init__(self, path: Path | None, engine: DeepSpeedEngine, *, resumed_step: int) -> None:
@@ -50,9 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _keep_until(path: Path, step: int) -> None:
     kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -98,18 +98,26 @@ def _bits_table(recipe: Recipe, outcomes: list[Outcome]) -> Table:
         _add_row(table, f"{find_language(code).name} (trained)", [code], outcomes, style="bold")
     for code in others:
         _add_row(table, find_language(code).name, [code], outcomes)
-    if others:
+    shared = [code for code in others if all(code in outcome.before for outcome in outcomes)]
+    if shared:
         table.add_section()
-        _add_row(table, f"mean of the {len(others)} others", others, outcomes, style="bold")
+        _add_row(table, f"mean of {len(shared)} others", shared, outcomes, style="bold")
     return table
 
 
 def _add_row(table: Table, name: str, codes: list[str], outcomes: list[Outcome], *, style: str = "") -> None:
-    cells = [f"{_mean(outcomes[0].before, codes):.4f}"]
+    cells = [f"{_mean(outcomes[0].before, codes):.4f}" if _measures(outcomes[0], codes) else "–"]
     for outcome in outcomes:
-        before, after = _mean(outcome.before, codes), _mean(outcome.after, codes)
-        cells += [f"{after:.4f}", f"{after - before:+.4f}"]
+        if _measures(outcome, codes):
+            before, after = _mean(outcome.before, codes), _mean(outcome.after, codes)
+            cells += [f"{after:.4f}", f"{after - before:+.4f}"]
+        else:
+            cells += ["–", "–"]
     table.add_row(name, *cells, style=style)
+
+
+def _measures(outcome: Outcome, codes: list[str]) -> bool:
+    return all(code in outcome.before for code in codes)
 
 
 def _mean(bits: dict[str, float], codes: list[str]) -> float:

@@ -82,12 +82,12 @@ def together(work: Callable[[], Result]) -> Result:
     A rank that raised alone would leave the others waiting in their next collective.
 
     Raises:
-        UserError: Of this rank, or of another one, named.
+        UserError: Another rank failed; names it. On the failing rank, what `work` raised.
     """
     result, error = None, None
     try:
         result = work()
-    except (UserError, OSError, RuntimeError, AssertionError) as raised:
+    except Exception as raised:  # whatever it is, the others must hear of it before it goes on
         error = raised
     reports: list[str | None] = [None] * world_size()
     dist.all_gather_object(reports, None if error is None else f"{type(error).__name__}: {error}")
@@ -97,6 +97,13 @@ def together(work: Callable[[], Result]) -> Result:
         if report is not None:
             raise UserError(f"rank {number} failed: {report}")
     return result  # type: ignore[return-value]
+
+
+def by_first(work: Callable[[], Result]) -> Result:
+    """Runs `work` on the first rank alone and gives its result to all; if it fails, all ranks raise."""
+    result = [together(lambda: work() if rank() == 0 else None)]
+    dist.broadcast_object_list(result, src=0)
+    return result[0]  # type: ignore[return-value]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

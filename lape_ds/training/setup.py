@@ -1,22 +1,25 @@
 """From a recipe to a training that can run: corpora, model, neurons, engine, resumed state.
 
-Before the loop. The order matters: all that can be refused is refused before the process group exists, so that a user's
-mistake is one line and not a hang.
+Before the loop. The order matters: what can be refused without the other ranks is refused before the process group exists,
+what is found later is agreed on by all, so that a user's mistake is one line and not a hang.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
@@ -26,15 +29,15 @@ from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, resolve_model
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, TokenBudget, TrainSection, freeze_recipe
+from lape_ds.recipe import Recipe, TokenBudget, TrainSection, check_frozen, freeze_recipe
 from lape_ds.runlog import write_run_json
 from lape_ds.subnetwork.methods import prepare, torch_optimizer
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
 from lape_ds.training.export import write_entries
 from lape_ds.training.loop import HeldOut, Training
-from lape_ds.training.memory import describe_memory
+from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
-from lape_ds.training.ranks import rank, start, together, world_size
+from lape_ds.training.ranks import by_first, rank, start, together, world_size
 from lape_ds.training.zero import engine_config, initialize
 
 # What decides a run's numbers. Not how they are computed: a run may go on with other ranks, another ZeRO stage, another
@@ -68,11 +71,14 @@ def set_up(recipe: Recipe) -> Training:
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     neurons = None if chosen is None else chosen.union(*chosen.languages)
     tokenizer = load_tokenizer(folder)
-    if rank() == 0:
-        _open_run_folder(recipe, run_dir)
+    prefix = _prefix_token_id(recipe, tokenizer)
+    check_frozen(recipe, run_dir, sections=_SECTIONS)
     # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
+
+    total_steps = num_steps(recipe, blocks)
+    identity = _identity(recipe, neurons, corpora, total_steps)
 
     start()
     torch.manual_seed(recipe.seed)
@@ -81,73 +87,108 @@ def set_up(recipe: Recipe) -> Training:
             folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation
         )
     )
-    checkpoint = together(lambda: _last_checkpoint(recipe, run_dir, base_fingerprint))
+    last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
+    checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
     if checkpoint is not None:  # before DeepSpeed copies the weights into its masters
         write_entries(model, checkpoint, neurons)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trained = together(lambda: prepare(model, recipe.train, neurons))
-    engine = initialize(model, torch_optimizer(trained), _config(recipe, run_dir))
+    config = together(lambda: _config(recipe, run_dir))
+    # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
+    run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
+    engine = initialize(model, torch_optimizer(trained), config)
+    state = CheckpointState(0, base_fingerprint, trained.num_entries, identity, best=None)
     if checkpoint is not None:
         trained.load_entries(checkpoint.read, checkpoint.scalars)
+        state = checkpoint.state
 
-    total_steps = num_steps(recipe, blocks)
-    state = CheckpointState(
-        step=0,
-        method=recipe.train.method,
-        base_fingerprint=base_fingerprint,
-        num_entries=trained.num_entries,
-        global_batch_size=global_batch_size(recipe),
-        best=None,
-    )
-    state = state if checkpoint is None else checkpoint.state
     if rank() == 0:
         if chosen is not None:
             chosen.save(run_dir / "neurons.safetensors")
         facts = {"stage": "train", "world_size": world_size(), "trained_parameters": trained.num_entries}
-        facts |= {
-            "parameters": _num_parameters(model),
-            "total_steps": total_steps,
-            "model_fingerprint": base_fingerprint,
-        }
-        write_run_json(run_dir, recipe, facts)
+        facts |= {"parameters": num_parameters(engine), "total_steps": total_steps, "identity": identity}
+        write_run_json(run_dir, recipe, facts | {"model_fingerprint": base_fingerprint})
         print(describe_memory(engine, trained), file=sys.stderr)
         if state.step:
             print(f"going on from step {state.step:,} of {total_steps:,} ({run_dir})", file=sys.stderr)
-    metrics = Metrics(run_dir / "metrics.jsonl" if rank() == 0 else None, engine, resumed_step=state.step)
-    heldout = {code: _heldout(recipe, corpora[code]) for code in _measured(recipe)}
+    return Training(
+        recipe=recipe,
+        run_dir=run_dir,
+        run_lock=run_lock,
+        engine=engine,
+        trained=trained,
+        blocks=blocks,
+        heldout={code: _heldout(recipe, corpora[code]) for code in _measured(recipe)},
+        metrics=Metrics(
+            run_dir / "metrics.jsonl" if rank() == 0 else None,
+            engine,
+            resumed_step=-1 if checkpoint is None else state.step,
+        ),
+        prefix_token_id=prefix,
+        global_batch_size=global_batch_size(recipe),
+        total_steps=total_steps,
+        state=state,
+    )
+
+
+def _identity(
+    recipe: Recipe, neurons: Tensor | None, corpora: Mapping[str, PackedCorpus], total_steps: int
+) -> dict[str, str]:
+    """What a run must keep from beginning to end, whatever is remade meanwhile under the same names."""
+    identity = {"method": recipe.train.method, "steps": str(total_steps)}
+    identity["blocks a step (micro_batch_size x gradient_accumulation_steps x ranks)"] = str(
+        global_batch_size(recipe)
+    )
+    if neurons is not None:
+        identity["neurons"] = hashlib.sha256(neurons.numpy().tobytes()).hexdigest()[:16]
+    for code, corpus in corpora.items():
+        identity[f"text of {code}"] = f"{corpus.fingerprint}, {corpus.train.num_tokens} tokens"
+    return identity
+
+
+def _open_run_folder(recipe: Recipe, run_dir: Path) -> IO[str]:
+    """Makes the folder this run's own; the lock lasts as long as the file returned stays open."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is training in {run_dir}; wait for it, or set another train.run_name"
+        ) from None
+    if recipe.train.resume == "never" and run_dir.exists():
+        shutil.rmtree(run_dir)
+    freeze_recipe(recipe, run_dir, sections=_SECTIONS)
+    return lock
+
+
+def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
     layout = token_layout(tokenizer)
     prefix = layout.eos_id if layout.bos_id is None else layout.bos_id
     if prefix is None:
         raise UserError(
             f"the tokenizer of {recipe.model.path} has neither BOS nor EOS: nothing can stand before a text"
         )
-    return Training(recipe, run_dir, engine, trained, blocks, heldout, metrics, prefix, total_steps, state)
+    return prefix
 
 
-def _open_run_folder(recipe: Recipe, run_dir: Path) -> None:
-    if recipe.train.resume == "never" and run_dir.exists():
-        freeze_recipe(recipe, run_dir, sections=_SECTIONS)
-        shutil.rmtree(run_dir)
-    freeze_recipe(recipe, run_dir, sections=_SECTIONS)
-
-
-def _last_checkpoint(recipe: Recipe, run_dir: Path, base_fingerprint: str) -> CheckpointReader | None:
-    folder = pointed_to(run_dir / "checkpoints", "last")
-    if folder is None:
+def _resumed(
+    recipe: Recipe, folder: Path | None, base_fingerprint: str, identity: Mapping[str, str]
+) -> CheckpointReader | None:
+    """The checkpoint to go on from, if there is one and it is of this very run."""
+    if folder is None or recipe.train.resume == "never":
         return None
     checkpoint = CheckpointReader(folder)
-    if checkpoint.state.base_fingerprint != base_fingerprint:
-        raise UserError(
-            f"{folder} was trained from other weights than {recipe.model.path} now holds; restore the base model, or start "
-            "over with train.resume=never"
-        )
-    if checkpoint.state.global_batch_size != global_batch_size(recipe):
-        raise UserError(
-            f"{run_dir} was trained with {checkpoint.state.global_batch_size} blocks a step, these settings give "
-            f"{global_batch_size(recipe)}: micro_batch_size x gradient_accumulation_steps x ranks must stay the same"
-        )
+    now = {"base model": base_fingerprint[:16], **identity}
+    then = {"base model": checkpoint.state.base_fingerprint[:16], **checkpoint.state.identity}
+    for name in dict.fromkeys([*then, *now]):
+        if now.get(name) != then.get(name):
+            raise UserError(
+                f"{folder.parent.parent} cannot go on: {name} was {then.get(name)} when it stopped and is {now.get(name)} now; "
+                "restore that, or begin another run with train.run_name=… (train.resume=never discards this one)"
+            )
     return checkpoint
 
 
@@ -172,12 +213,14 @@ def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -
         )
     found = NeuronSet.load(path)
     layers = ffn_layers(load_skeleton(model_folder))
-    found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
+    try:
+        found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
+        own = {code: found.neurons(code) for code in recipe.trained_languages}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if train.method == "random":
-        drawn = {code: found.random_like(code, train.random_seed) for code in recipe.trained_languages}
-        first = next(iter(drawn.values()))
-        return replace(first, indices={code: one.neurons(code) for code, one in drawn.items()})
-    return replace(found, indices={code: found.neurons(code) for code in recipe.trained_languages})
+        return found.random_like(*own, seed=train.random_seed)
+    return replace(found, indices=own)
 
 
 def _replayed(recipe: Recipe) -> list[str]:
@@ -193,20 +236,35 @@ def _measured(recipe: Recipe) -> list[str]:
 
 def _corpora(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, PackedCorpus]:
     """Packed text: of the trained languages all that the recipe asks for, of the others only what they are needed for."""
-    train = recipe.train
-    own = recipe.trained_languages
-    corpora = prepare_corpora(recipe, tokenizer, own, train_tokens=dict.fromkeys(own, train.tokens))
+    train, own = recipe.train, recipe.trained_languages
+    asked: dict[str, TokenBudget] = {code: train.tokens for code in own}  # noqa: C420 - a wider type
+    corpora = prepare_corpora(recipe, tokenizer, own, train_tokens=asked)
     # So many tokens make the held-out part about half as large again as is measured.
     enough_heldout = math.ceil(1.5 * train.heldout.tokens_per_language / recipe.corpus.heldout_share)
-    needed: dict[str, TokenBudget] = {code: enough_heldout for code in _measured(recipe) if code not in own}
-    replayed = _replayed(recipe)
-    if replayed:
+    measured: dict[str, TokenBudget] = {code: enough_heldout for code in _measured(recipe) if code not in own}
+    replayed: dict[str, TokenBudget] = {}
+    if train.replay.share:
         num_own = sum(corpora[code].train.num_tokens for code in own)
-        each = math.ceil(
-            num_own * train.epochs * train.replay.share / (1 - train.replay.share) / len(replayed)
-        )
-        needed |= {code: max(each, int(needed.get(code, 1))) for code in replayed}
-    return corpora | prepare_corpora(recipe, tokenizer, needed, train_tokens=needed, or_all=True)
+        replay_tokens = num_own * train.epochs * train.replay.share / (1 - train.replay.share)
+        each = math.ceil(replay_tokens / len(_replayed(recipe)))
+        replayed = {code: max(each, enough_heldout if code in measured else 1) for code in _replayed(recipe)}
+    only_replayed: dict[str, TokenBudget] = {
+        code: budget for code, budget in replayed.items() if code not in measured
+    }
+    measured |= {code: budget for code, budget in replayed.items() if code in measured}
+    key = "train.heldout.tokens_per_language"
+    corpora |= prepare_corpora(
+        recipe, tokenizer, measured, train_tokens=measured, or_all=True, budget_key=key
+    )
+    return corpora | prepare_corpora(
+        recipe,
+        tokenizer,
+        only_replayed,
+        train_tokens=only_replayed,
+        or_all=True,
+        need_heldout=False,
+        budget_key="train.replay.share",
+    )
 
 
 def _training_blocks(recipe: Recipe, corpora: dict[str, PackedCorpus]) -> TrainingBlocks:
@@ -251,7 +309,3 @@ def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
         gradient_clipping=train.gradient_clipping,
         extra=extra,
     )
-
-
-def _num_parameters(model: PreTrainedModel | nn.Module) -> int:
-    return sum(getattr(param, "ds_numel", param.numel()) for param in model.parameters())

@@ -95,7 +95,10 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
         # This path of DeepSpeed clips without telling the norm. The gradients are already averaged over the ranks.
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters() if p.grad is not None])
     engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)  # type: ignore[arg-type]
+    if norm is None:
+        norm = engine.get_global_grad_norm()
+    # None: a gradient overflowed, and DeepSpeed has left the step out.
+    return float("inf") if norm is None else float(norm)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:

@@ -223,6 +223,37 @@ def test_too_few_documents_for_two_splits(tmp_path):
         pack_it(write_lines(tmp_path / "a.txt", [text, text]), tmp_path / "cache")
 
 
+def test_held_out_text_that_nobody_needs(tmp_path):
+    """A language that is only replayed is given with an empty held-out split; still refused where it is measured."""
+    texts = [text for text in make_texts(60) if text_keys(text).document / 2**64 >= SHARE]
+    source = write_lines(tmp_path / "a.txt", texts)
+
+    def pack_replayed(need_heldout):
+        return pack(
+            MALTESE,
+            source,
+            byte_tokenizer(),
+            tmp_path / "cache",
+            train_tokens=10**6,
+            heldout_share=SHARE,
+            on_bad_line="stop",
+            budget_key="train.replay.share",
+            or_all=True,
+            need_heldout=need_heldout,
+        )
+
+    corpus = pack_replayed(False)
+    assert texts_of(corpus.train) == texts
+    assert (corpus.heldout.num_documents, corpus.heldout.num_tokens, corpus.heldout.num_bytes) == (0, 0, 0)
+    assert (list(corpus.heldout.documents()), corpus.heldout.num_blocks(8)) == ([], 0)
+    with pytest.raises(
+        UserError, match=rf"{len(texts)} documents of mlt_Latn for training, 0 held out.*give more text$"
+    ):
+        pack_replayed(True)
+    with pytest.raises(UserError, match=r"each split needs one.*or raise identify\.tokens_per_language"):
+        pack_it(source, tmp_path / "cache", 10, budget_key="identify.tokens_per_language")
+
+
 def test_bad_line_stops_and_mended_text_starts_anew(tmp_path):
     path = tmp_path / "a.jsonl"
     good = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(100))
@@ -332,6 +363,67 @@ def test_killed_at_any_moment_loses_and_repeats_nothing(tmp_path):
     train, heldout = naive(texts, "all")
     assert texts_of(corpus.train) == train
     assert texts_of(corpus.heldout) == heldout
+
+
+class FileThatFails:
+    """A file of the corpus that stops its process at one of its writes, after half of the bytes or all of them."""
+
+    def __init__(self, file, countdown, whole):
+        self.file, self.countdown, self.whole = file, countdown, whole
+
+    def write(self, data):
+        self.countdown[0] -= 1
+        if self.countdown[0] < 0:
+            self.file.write(data if self.whole else data[: len(data) // 2])
+            raise KeyboardInterrupt
+        self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("write", range(12))  # six files, of the first batch and of the second
+def test_interrupted_at_any_write_loses_and_repeats_nothing(tmp_path, monkeypatch, write, whole):
+    """Ctrl-C is an exception, wherever it comes: the batch it falls into is packed again, whole."""
+    monkeypatch.setattr(packing, "_BATCH_DOCUMENTS", 100)
+    texts = make_texts(300)
+    source = write_lines(tmp_path / "a.txt", texts)
+    pack_it(source, tmp_path / "whole")
+    cut, countdown = packing._cut, [write]
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_cut", lambda *given: FileThatFails(cut(*given), countdown, whole))
+        with pytest.raises(KeyboardInterrupt):
+            pack_it(source, tmp_path / "stopped")
+    # The first batch is kept, if the second was interrupted.
+    (state,) = (tmp_path / "stopped").rglob("state.json")
+    assert json.loads(state.read_text())["reader"]["documents"] == 100 * (write // 6)
+    corpus = pack_it(source, tmp_path / "stopped")
+    assert packed_files(tmp_path / "stopped") == packed_files(tmp_path / "whole")
+    assert (texts_of(corpus.train), texts_of(corpus.heldout)) == naive(texts, "all")
+
+
+@pytest.mark.parametrize("step", ["tokenize", "flatten", "_line_type", "write_json"])
+@pytest.mark.parametrize("call", range(1, 4))
+def test_interrupted_between_writes_loses_and_repeats_nothing(tmp_path, monkeypatch, step, call):
+    monkeypatch.setattr(packing, "_BATCH_DOCUMENTS", 100)
+    monkeypatch.setattr(packing, "STATE_EVERY_SECONDS", 0.0)
+    texts = make_texts(300)
+    source = write_lines(tmp_path / "a.txt", texts)
+    real, calls = getattr(packing, step), []
+
+    def stop(*given):
+        calls.append(given)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack_it(source, tmp_path / "stopped")
+    corpus = pack_it(source, tmp_path / "stopped")
+    assert (texts_of(corpus.train), texts_of(corpus.heldout)) == naive(texts, "all")
 
 
 def test_two_processes_at_once(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.errors import UserError
 from lape_ds.recipe import CLDRSource, CorpusSection, FilesSource
 
 
@@ -24,3 +27,20 @@ def test_corpora_of_a_recipe(tmp_path, tiny_tokenizer):
     assert 1000 <= corpora["mlt_Latn"].train.num_tokens < 1000 + 17
     assert corpora["isl_Latn"].train.num_documents + corpora["isl_Latn"].heldout.num_documents == 300
     assert (tmp_path / "run" / "corpus" / "isl_Latn").is_dir()
+
+
+def test_corpus_without_heldout_text(tmp_path, tiny_tokenizer):
+    (tmp_path / "mlt.txt").write_text("Jannar\n")  # its hash is not in the held-out part
+    section = CorpusSection(
+        source=FilesSource(kind="files", path=str(tmp_path / "{iso639_3}.txt")), heldout_share=1e-9
+    )
+    recipe = cast(Any, SimpleNamespace(corpus=section, output_dir=tmp_path / "run"))
+    settings: dict[str, Any] = {
+        "train_tokens": {"mlt_Latn": 1000},
+        "budget_key": "train.replay.share",
+        "or_all": True,
+    }
+    corpora = prepare_corpora(recipe, tiny_tokenizer, ["mlt_Latn"], need_heldout=False, **settings)
+    assert corpora["mlt_Latn"].train.num_documents == 1
+    with pytest.raises(UserError, match="1 documents of mlt_Latn for training, 0 held out"):
+        prepare_corpora(recipe, tiny_tokenizer, ["mlt_Latn"], **settings)

@@ -77,6 +77,24 @@ def test_same_text_same_tokenizer(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["again"]  # no temporary left
 
 
+def test_folder_of_other_things_is_left_as_it_is(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Only what was made here before is replaced: a tokenizer or a model."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    for make in (
+        lambda: train_tokenizer(TEXTS * 20, tmp_path / "thesis", 400),
+        lambda: create_model(create_section(), tokenizer, tmp_path / "thesis", seed=0),
+    ):
+        with pytest.raises(UserError, match=r"thesis holds other things and is left as it is"):
+            make()
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+    (tmp_path / "empty").mkdir()
+    create_model(create_section(), tokenizer, tmp_path / "empty", seed=0)
+    create_model(create_section(num_hidden_layers=1), tokenizer, tmp_path / "empty", seed=0)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "empty").config.num_hidden_layers == 1
+
+
 def test_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vocab_size=4096.*too high"):
         train_tokenizer(TEXTS, tmp_path / "a", 4096)

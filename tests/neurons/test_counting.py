@@ -77,6 +77,23 @@ def test_equals_naive_loop(model_type: str) -> None:
     assert 0.1 < float(counts.probabilities().mean()) < 0.9
 
 
+def test_attention_builds_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of [T, T] would be gigabytes at long contexts; `is_causal` says the same. Padded block included."""
+    model = tiny_model("llama")
+    model.set_attn_implementation("sdpa")
+    attend, masks = nn.functional.scaled_dot_product_attention, []
+
+    def spy(*args: Tensor, attn_mask: Tensor | None = None, **given: bool) -> Tensor:
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **given)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+    blocks = random_blocks(3, 12, num_padding=5)
+    counts = count(model, blocks)
+    assert masks == [None] * (2 * NUM_LAYERS)
+    assert torch.equal(counts.active, naive_counts(model, blocks)[0])
+
+
 def test_bfloat16_equals_naive_loop() -> None:
     model = tiny_model("llama", dtype=torch.bfloat16)
     blocks = random_blocks(2, 12)

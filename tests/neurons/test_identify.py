@@ -20,7 +20,7 @@ from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.identify import identify, model_shape
 from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import CreateSection, Recipe
+from lape_ds.recipe import CreateSection, Recipe, freeze_recipe, load_recipe
 from tests.tiny_models import tiny_model
 
 CODES = ["mlt_Latn", "kat_Geor", "eng_Latn"]
@@ -192,13 +192,68 @@ def test_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_of_another_recipe_is_refused(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identify": {"tokens_per_language": 500}}, "identify.tokens_per_language is 500 now, 4000 there"),
+        ({"identify": {"context_length": 32}}, "identify.context_length is 32 now, None there"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype is bfloat16 now, float32 there"),
+        ({"corpus": {"heldout_share": 0.2}}, r"corpus.heldout_share is 0.2 now, 0.1 there"),
+    ],
+)
+def test_folder_of_another_recipe_is_refused(
+    tmp_path: Path, model_folder: Path, changes: dict[str, Any], message: str
+) -> None:
     recipe = make_recipe(tmp_path, model_folder)
     identify(recipe)
     before = files(recipe.identify_dir)
-    with pytest.raises(UserError, match=r"another recipe: identify.top_rate is 0.5 now, 0.25 there"):
-        identify(make_recipe(tmp_path, model_folder, identify={"top_rate": 0.5}))
+    with pytest.raises(UserError, match=f"another recipe: {message}"):
+        identify(make_recipe(tmp_path, model_folder, **changes))
     assert files(recipe.identify_dir) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identify": {"top_rate": 0.5, "filter_rate": 0.5, "activation_bar_ratio": 0.5}},
+        {"languages": {"identify": [CODES[0], CODES[1]]}},
+        {"languages": {"identify": [*CODES, "afr_Latn"]}},
+    ],
+    ids=["knobs", "fewer languages", "more languages"],
+)
+def test_selects_anew_from_the_counts_that_are_there(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Other knobs count nothing again, a further language only itself; the result is that of a fresh folder."""
+    identify(make_recipe(tmp_path, model_folder))
+    fresh = make_recipe(tmp_path / "fresh", model_folder, **changes)
+    identify(fresh)
+    counted: list[str] = []
+    count = stage.count_activations
+    monkeypatch.setattr(
+        stage,
+        "count_activations",
+        lambda *_, **given: counted.append(given["settings"].language) or count(*_, **given),
+    )
+    recipe = make_recipe(tmp_path, model_folder, **changes)
+    identify(recipe)
+    assert counted == [code for code in recipe.languages.identify if code not in CODES]
+    loaded, expected = (
+        NeuronSet.load(folder / "neurons.safetensors") for folder in (recipe.identify_dir, fresh.identify_dir)
+    )
+    assert (loaded.languages, loaded.knobs) == (expected.languages, expected.knobs)
+    assert all(torch.equal(loaded.neurons(code), expected.neurons(code)) for code in expected.languages)
+    assert load_recipe(recipe.identify_dir) == recipe  # and the folder says how
+
+
+def test_refused_recipe_does_not_bind_the_mended_one(tmp_path: Path, model_folder: Path) -> None:
+    """A folder in which nothing but the recipe stands holds no output of it."""
+    recipe = make_recipe(tmp_path, model_folder)
+    freeze_recipe(
+        make_recipe(tmp_path, model_folder, model={"dtype": "bfloat16"}), recipe.identify_dir, sections=()
+    )
+    identify(recipe)
+    assert load_recipe(recipe.identify_dir) == recipe
 
 
 def test_context_length_decides_the_blocks(tmp_path: Path, model_folder: Path) -> None:

@@ -91,6 +91,18 @@ def test_random_like_a_set_that_fills_the_layer() -> None:
     assert {5, 6} < set(drawn)
 
 
+def test_random_like_of_several_languages_is_one_draw() -> None:
+    """As large as the languages' union in every layer, and free of all their neurons, whatever the seed."""
+    neuron_set = make_set()
+    union = set(MLT) | set(AFR)  # 2 neurons of layer 0, 3 of layer 2
+    for seed in range(20):
+        control = neuron_set.random_like("mlt_Latn", "afr_Latn", "kat_Geor", seed=seed)
+        assert control.languages == ("mlt_Latn+afr_Latn+kat_Geor",)
+        drawn = control.union(*control.languages)
+        assert [len(layer) for layer in control.per_layer(*control.languages)] == [2, 0, 3]
+        assert not set(as_pairs(drawn)) & union
+
+
 def test_random_like_is_uniform_outside_the_set() -> None:
     """2 of the 5 others in layer 0, over 2000 seeds: each 800 times (standard deviation 22)."""
     neuron_set = make_set()

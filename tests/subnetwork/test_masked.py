@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def oracle(world_size: int, dtype: str, optimizer: str, model_type: str, bf16_sums: bool) -> OracleResult:
     model = tiny_model(model_type, dtype=getattr(torch, dtype))
     settings = OPTIMIZERS[optimizer][1]
-    build: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[optimizer][0]
+    build = cast("Callable[..., torch.optim.Optimizer]", OPTIMIZERS[optimizer][0])
     return train_entries(
         model,
         NEURONS,
@@ -182,9 +184,37 @@ def test_without_deepspeed_it_is_an_ordinary_optimizer() -> None:
         torch.testing.assert_close(param.detach(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_round_robin_gradients_are_refused() -> None:
-    with pytest.raises(UserError, match="round_robin_gradients: true reorders"):
-        masked_config({"zero_optimization": {"stage": 2, "round_robin_gradients": True}})
+def test_a_second_mask_on_one_model_takes_over() -> None:
+    """Not the intersection of both: neuron 3 of layer 0 is in both, 5 in the second alone."""
+    model = tiny_model("llama")
+    MaskedOptimizer(model, torch.tensor([(0, 0), (0, 3)]), lr=0.1)
+    second = MaskedOptimizer(model, torch.tensor([(0, 3), (0, 5)]), lr=0.1)
+    weight = model.get_parameter("model.layers.0.mlp.gate_proj.weight")
+    before = weight.detach().clone()
+    ids = micro_batches(0, 1)[0][0]
+    model(input_ids=ids, labels=ids).loss.backward()
+    second.step()
+    assert (weight != before).any(dim=1).nonzero().flatten().tolist() == [3, 5]
+
+
+def test_copying_the_optimizer_is_refused() -> None:
+    optimizer = MaskedOptimizer(tiny_model("llama"), torch.tensor(NEURONS))
+    with pytest.raises(UserError, match="cannot be copied or pickled"):
+        copy.deepcopy(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"round_robin_gradients": True}, "round_robin_gradients: true reorders"),
+        ({"zero_quantized_weights": True}, "zero_quantized_weights: true keeps weights that differ"),
+        ({"offload_optimizer": {"device": "nvme"}}, "nvme swaps masters out of reach"),
+    ],
+    ids=str,
+)
+def test_settings_that_hide_the_masters_are_refused(zero: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        masked_config({"zero_optimization": {"stage": 3, **zero}})
 
 
 def test_masked_config_leaves_the_users_own_alone() -> None:
@@ -197,6 +227,12 @@ def test_stage_0_in_bf16_takes_no_step_while_it_is_set_up(trained: tuple[int, Pa
     """DeepSpeed steps once on zero gradients there: AdamW's masters would be (1 - lr * weight_decay) of the weights."""
     told = json.loads((trained[1] / "setup.json").read_text())
     assert told == {"masked": {"moved": False, "steps": 0}, "full": {"moved": False, "steps": 0}}
+
+
+def test_our_checkpoints_go_on_bit_for_bit(trained: tuple[int, Path]) -> None:
+    """Four steps at once against two, a checkpoint into a fresh engine, two more: masks and whole weights."""
+    same = json.loads((trained[1] / "our_checkpoints.json").read_text())
+    assert same == {f"{method}-z{stage}": True for method in ("masked", "full") for stage in (0, 1, 2, 3)}
 
 
 def test_deepspeeds_own_checkpoints_work(trained: tuple[int, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lape_ds.subnetwork.dense import DenseEntries
 from lape_ds.subnetwork.masked import MaskedOptimizer
-from lape_ds.subnetwork.methods import torch_optimizer
+from lape_ds.subnetwork.methods import Trained, torch_optimizer
 from lape_ds.training import ranks
+from lape_ds.training.checkpoint import CheckpointReader, CheckpointState
+from lape_ds.training.export import write_entries
 from lape_ds.training.memory import memory_by_kind
+from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.zero import engine_config, initialize, set_learning_rate, take_step
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
@@ -136,8 +141,52 @@ def own_checkpoints(out: Path) -> None:
         (out / "own_checkpoints.json").write_text(json.dumps(same))
 
 
+def our_checkpoints(out: Path) -> None:
+    """The same with lape-ds checkpoints, in bf16, for a mask and for whole weights."""
+    same = {}
+    for method in ("masked", "full"):
+        for stage in (0, 1, 2, 3):
+            case = Case(stage, dtype="bfloat16")
+            whole, first = start_method(method, case)[0], start_method(method, case)
+            train(whole, range(4))
+            train(first[0], range(2))
+            state = CheckpointState(2, "base", first[1].num_entries, {}, None)
+            folder = save_checkpoint(out / f"{method}-{stage}", first[1], state)
+            reader = CheckpointReader(folder)
+            neurons = torch.tensor(NEURONS) if method == "masked" else None
+            second = start_method(method, case, lambda model: write_entries(model, reader, neurons))  # noqa: B023
+            second[1].load_entries(reader.read, reader.scalars)
+            train(second[0], range(2, 4))
+            weights = [gathered(engine, stage) for engine in (whole, second[0])]
+            same[f"{method}-z{stage}"] = all(
+                torch.equal(weights[0][name], weights[1][name]) for name in weights[0]
+            )
+            for engine in (whole, first[0], second[0]):
+                engine.destroy()
+    if dist.get_rank() == 0:
+        (out / "our_checkpoints.json").write_text(json.dumps(same))
+
+
+def start_method(
+    method: str, case: Case, change: Callable[[PreTrainedModel], None] | None = None
+) -> tuple[deepspeed.DeepSpeedEngine, Trained]:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    if change is not None:
+        change(model)
+    settings = {"lr": learning_rate(0), "weight_decay": 0.1}
+    trained = (
+        MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.AdamW, **settings)
+        if method == "masked"
+        else DenseEntries(
+            model, [name for name, _ in model.named_parameters()], torch.optim.AdamW, **settings
+        )
+    )
+    return initialize(model, torch_optimizer(trained), config_of(case)), trained
+
+
 def main(out: Path) -> None:
     ranks.start()
+    our_checkpoints(out)
     for case in all_cases():
         run(case, out)
     set_up_only(out)

@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.export import export_model
+from lape_ds.training.main import STOPPED
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.outcome import read_outcome
+from tests.conftest import NEURONS
 from tests.oracles.subnetwork import entry_positions
 from tests.processes import REPO, run_ranks
-from tests.training.conftest import NEURONS
 
 
 def run(recipe: Path, name: str, *overrides: str, world_size: int = 1) -> Path:
@@ -105,7 +106,7 @@ def test_stopped_run_goes_on_elsewhere(tiny_recipe: Path, reference: Path) -> No
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, log.read_text()
+    assert process.wait(timeout=60) == STOPPED, log.read_text()
     assert 0 < len(steps_of(run_dir)) < 6, "the run was not stopped in the middle"
 
     run_ranks(
@@ -151,9 +152,9 @@ def test_finished_run_is_left_alone(tiny_recipe: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_full_training_exports_and_resumes(tiny_recipe: Path, stage: int) -> None:
+def test_full_training_exports(tiny_recipe: Path, stage: int) -> None:
     name = f"full{stage}"
-    settings = ["train.method=full", f"deepspeed.zero_stage={stage}", "train.checkpoint_every_steps=3"]
+    settings = ["train.method=full", f"deepspeed.zero_stage={stage}"]
     whole = run(tiny_recipe, name, *settings)
     assert steps_of(whole)[-1] < steps_of(whole)[0]
     done = export_model(whole, checkpoint="last")

@@ -1,0 +1,90 @@
+"""Writing whole or not at all: an interruption leaves what was there before, or nothing.
+
+Below every room: whatever is kept on disk is written under a hidden temporary name beside its place, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lape_ds.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which takes the place of `path` if all went well.
+
+    Args:
+        path: The file; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path, "tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; its folder is made."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all; NaN and infinity are refused, for they are no JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path, *, marker_files: Collection[str]) -> Iterator[Path]:
+    """Gives an empty temporary folder, which takes the place of `folder` if all went well.
+
+    An earlier folder goes only when the new one is whole. A folder of something else is never replaced: it is refused
+    before the first byte is written.
+
+    Args:
+        folder: Made, or replaced: where a symbolic link leads, not the link.
+        marker_files: Names by which a folder is known as an earlier one of this kind; one of them is enough.
+
+    Raises:
+        UserError: `folder` is a file, or a folder that is neither empty nor an earlier one.
+    """
+    folder = folder.resolve()
+    _check_replaceable(folder, marker_files)
+    temporary, earlier = _beside(folder, "tmp"), _beside(folder, "old")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, earlier)
+        os.replace(temporary, folder)
+    finally:
+        if earlier.exists() and not folder.exists():  # interrupted between the two
+            os.replace(earlier, folder)
+        shutil.rmtree(earlier, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+
+
+def _check_replaceable(folder: Path, marker_files: Collection[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder that is not there yet, or is empty")
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in marker_files):
+        raise UserError(
+            f"{folder} holds other things and is left as it is (only a folder with {' or '.join(marker_files)} is "
+            "replaced); name a folder that is not there yet, or is empty"
+        )
