@@ -189,7 +189,7 @@ def test_closing_table(quickstart: Quickstart) -> None:
     change = rf"[^\d]+{number}[^\d]+{number}[^\d]+{number}[^\d]+{number}[^\d]+{number}"
     for row in (r"Maltese \(trained\)", "English", "Georgian"):
         assert re.search(rf"{row}{change}", table), table
-    assert "mean of the 2" in table
+    assert "mean of 2 others" in table
     for run in ("subnetwork", "random-seed0"):
         folder = quickstart.out / "train" / run
         trained = json.loads((folder / "run.json").read_text())["trained_parameters"]
