@@ -27,6 +27,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +55,8 @@ SCHEMA_VERSION = 1
 STATE_EVERY_SECONDS = 2.0
 _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 1_000_000
+_SECONDS_BETWEEN_ATTEMPTS = 0.1
+_ATTEMPTS_BEFORE_TELLING = 20  # the ranks of one training often wait a moment for each other
 _SPLITS = ("train", "heldout")
 _PARTS = ("tokens", "documents", "lines")
 _UINT64 = np.dtype("<u8")
@@ -324,12 +327,14 @@ def _locked(home: Path) -> Iterator[None]:
     """Keeps other processes from packing the same corpus; the lock ends with the process, however it ends."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if os.environ.get("RANK", "0") == "0":  # the other ranks of a training always wait for the first
-                logger.warning("another process packs %s; waiting for it", home)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in count():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == _ATTEMPTS_BEFORE_TELLING:
+                    logger.warning("another process packs %s; waiting for it", home)
+                time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
         yield
 
 

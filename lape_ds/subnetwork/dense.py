@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lape_ds.model.ffn import full_shape
-from lape_ds.subnetwork.masked import EntryRange
+from lape_ds.subnetwork.masked import EntryRange, scalar_state
 from lape_ds.subnetwork.shards import Shard, find_shards
 
 
@@ -68,9 +68,7 @@ class DenseEntries:
 
     def state_scalars(self) -> dict[str, Tensor]:
         """As `MaskedOptimizer.state_scalars`."""
-        for state in self.optimizer.state.values():
-            return {key: value for key, value in state.items() if torch.is_tensor(value) and not value.dim()}
-        return {}
+        return scalar_state(self.optimizer)
 
     @torch.no_grad()
     def load_entries(

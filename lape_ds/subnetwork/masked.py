@@ -249,9 +249,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def state_scalars(self) -> dict[str, Tensor]:
         """What the inner optimizer keeps once for all entries (Adam's `step`); empty before the first step."""
-        for state in self._inner.state.values():
-            return {key: value for key, value in state.items() if torch.is_tensor(value) and not value.dim()}
-        return {}
+        return scalar_state(self._inner)
 
     @torch.no_grad()
     def load_entries(
@@ -320,6 +318,13 @@ class MaskedOptimizer(torch.optim.Optimizer):
             return saved[name, start, stop - start]
 
         self.load_entries(read, state_dict["scalars"])
+
+
+def scalar_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps once for all entries; the same for every buffer, since all step together."""
+    for state in optimizer.state.values():
+        return {key: value for key, value in state.items() if torch.is_tensor(value) and not value.dim()}
+    return {}
 
 
 def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
