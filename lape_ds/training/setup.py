@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
@@ -76,44 +76,23 @@ def set_up(recipe: Recipe) -> Training:
     # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
-
     total_steps = num_steps(recipe, blocks)
     identity = _identity(recipe, neurons, corpora, total_steps)
 
     start()
     torch.manual_seed(recipe.seed)
-    model = together(
-        lambda: load_model(
-            folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation
-        )
-    )
     last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
     checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
-    if checkpoint is not None:  # before DeepSpeed copies the weights into its masters
-        write_entries(model, checkpoint, neurons)
-    if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+    model = together(lambda: _load(recipe, folder, checkpoint, neurons))
     trained = together(lambda: prepare(model, recipe.train, neurons))
     config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
     engine = initialize(model, torch_optimizer(trained), config)
-    state = CheckpointState(0, base_fingerprint, trained.num_entries, identity, best=None)
     if checkpoint is not None:
         trained.load_entries(checkpoint.read, checkpoint.scalars)
-        state = checkpoint.state
-
-    if rank() == 0:
-        if chosen is not None:
-            chosen.save(run_dir / "neurons.safetensors")
-        facts = {"stage": "train", "world_size": world_size(), "trained_parameters": trained.num_entries}
-        facts |= {"parameters": num_parameters(engine), "total_steps": total_steps, "identity": identity}
-        write_run_json(run_dir, recipe, facts | {"model_fingerprint": base_fingerprint})
-        print(describe_memory(engine, trained), file=sys.stderr)
-        if state.step:
-            print(f"going on from step {state.step:,} of {total_steps:,} ({run_dir})", file=sys.stderr)
-    return Training(
+    new = CheckpointState(0, base_fingerprint, trained.num_entries, identity, best=None)
+    training = Training(
         recipe=recipe,
         run_dir=run_dir,
         run_lock=run_lock,
@@ -124,13 +103,50 @@ def set_up(recipe: Recipe) -> Training:
         metrics=Metrics(
             run_dir / "metrics.jsonl" if rank() == 0 else None,
             engine,
-            resumed_step=-1 if checkpoint is None else state.step,
+            resumed_step=-1 if checkpoint is None else checkpoint.state.step,
         ),
         prefix_token_id=prefix,
         global_batch_size=global_batch_size(recipe),
         total_steps=total_steps,
-        state=state,
+        state=new if checkpoint is None else checkpoint.state,
     )
+    if rank() == 0:
+        _write_start(training, chosen)
+    return training
+
+
+def _load(
+    recipe: Recipe, folder: Path, checkpoint: CheckpointReader | None, neurons: Tensor | None
+) -> PreTrainedModel:
+    """The model as training (or the rest of it) begins: with a checkpoint's weights before DeepSpeed copies its masters."""
+    model = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+    if checkpoint is not None:
+        write_entries(model, checkpoint, neurons)
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _write_start(training: Training, chosen: NeuronSet | None) -> None:
+    """Writes what the run is made of, and tells what it costs."""
+    if chosen is not None:
+        chosen.save(training.run_dir / "neurons.safetensors")
+    facts = {
+        "stage": "train",
+        "world_size": world_size(),
+        "trained_parameters": training.trained.num_entries,
+        "parameters": num_parameters(training.engine),
+        "total_steps": training.total_steps,
+        "identity": training.state.identity,
+        "model_fingerprint": training.state.base_fingerprint,
+    }
+    write_run_json(training.run_dir, training.recipe, facts)
+    print(describe_memory(training.engine, training.trained), file=sys.stderr)
+    step = training.state.step
+    if step:
+        print(
+            f"going on from step {step:,} of {training.total_steps:,} ({training.run_dir})", file=sys.stderr
+        )
 
 
 def _identity(
