@@ -121,9 +121,9 @@ def corpus(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """
     loaded = _load(recipe, overrides)
     from lape_ds.corpora.prepare import prepare_corpora
-    from lape_ds.model.loading import load_tokenizer, resolve_model
+    from lape_ds.model.loading import load_tokenizer, recipe_model
 
-    tokenizer = load_tokenizer(resolve_model(loaded.model.path, loaded.model.revision))
+    tokenizer = load_tokenizer(recipe_model(loaded))
     # Packing to a second budget goes on where the first ended.
     wanted: list[tuple[list[str], TokenBudget, str]] = [
         (loaded.languages.identify, loaded.identify.tokens_per_language, "identify.tokens_per_language"),
@@ -181,7 +181,7 @@ def export(
 
     done = export_model(run_dir, checkpoint=checkpoint, folder=output)
     typer.echo(
-        f"{done.folder}: step {done.step:,}; of {done.total:,} weights {done.trained:,} were trained and "
+        f"{done.folder}: step {done.step:,} of {done.total_steps:,}; of {done.total:,} weights {done.trained:,} were trained and "
         f"{done.changed:,} changed, all others equal the base bit for bit"
     )
 
@@ -197,7 +197,7 @@ def evaluate(
         ),
     ],
     suite: Annotated[str | None, typer.Option(help="Name or path; the recipe's if not given.")] = None,
-    languages: Annotated[str | None, typer.Option(help="Comma-separated; the target if not given.")] = None,
+    languages: Annotated[str | None, typer.Option(help="Comma-separated; the target and two more if not given.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,

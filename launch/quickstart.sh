@@ -8,7 +8,8 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 recipe="${1:-$here/../recipes/quickstart.yaml}"
 [ ! -x "$here/../.venv/bin/lape-ds" ] || PATH="$here/../.venv/bin:$PATH"
 
-step() { printf '\n\033[1m%s\033[0m\n' "== $*"; }
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; else bold='' plain=''; fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 
 step "1/6  A model: made here if the recipe says how"
 lape-ds pretrain "$recipe"

@@ -15,7 +15,9 @@ _ARROWS = {"higher": "↑", "lower": "↓"}
 def side_by_side(
     planned: Sequence[PlannedTask], results: Mapping[str, Mapping[str, TaskResult]], *, title: str
 ) -> Table:
-    """A table of scores ± standard error, and the difference from the first model.
+    """A table of scores ± standard error, and below each the difference from the first model.
+
+    Two lines a row, so that three models fit on a terminal of 80 columns: a table that cuts off its numbers is none.
 
     Args:
         planned: The rows, in order.
@@ -23,10 +25,8 @@ def side_by_side(
         title: Above the table.
     """
     table = Table(title=title, caption="± standard error over documents; (difference from the first model)")
-    for heading in ("task", "language", "metric", "documents", "chance"):
-        table.add_column(
-            heading, justify="right" if heading in ("documents", "chance") else "left", no_wrap=True
-        )
+    for heading in ("task", "language", "chance"):
+        table.add_column(heading, justify="right" if heading == "chance" else "left", no_wrap=True)
     for label in results:
         table.add_column(label, justify="right", no_wrap=True)
     labels = list(results)
@@ -35,15 +35,18 @@ def side_by_side(
         chance = one.spec.random_baseline
         cells = [_cell(score, scores[0] if column else None, one) for column, score in enumerate(scores)]
         table.add_row(
-            one.title,
+            f"{one.title} {_ARROWS[one.spec.direction]}\n{_measure(one, results[labels[0]][one.name])}",
             one.language,
-            f"{one.spec.metric} {_ARROWS[one.spec.direction]}",
-            str(results[labels[0]][one.name].num_documents),
             "–" if chance is None else f"{chance:.3f}",
             *cells,
             end_section=row + 1 == len(planned) or planned[row + 1].title != one.title,
         )
     return table
+
+
+def _measure(planned: PlannedTask, result: TaskResult) -> str:
+    metric = "" if planned.spec.metric == planned.title else f"{planned.spec.metric}, "
+    return f"[dim]{metric}n {result.num_documents}[/dim]"
 
 
 def _cell(score: Score, first: Score | None, planned: PlannedTask) -> str:
@@ -53,4 +56,4 @@ def _cell(score: Score, first: Score | None, planned: PlannedTask) -> str:
     difference = score.value - first.value
     better = (difference > 0) == (planned.spec.direction == "higher")
     colour = "dim" if difference == 0 else "green" if better else "red"
-    return f"{text} [{colour}]({difference:+.3f})[/{colour}]"
+    return f"{text}\n[{colour}]({difference:+.3f})[/{colour}]"

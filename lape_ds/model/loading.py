@@ -38,6 +38,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lape_ds.errors import UserError
+from lape_ds.recipe import Recipe
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _NOT_NEEDED = ["original/*", "consolidated*", "onnx/*", "*.pth", "*.gguf"]  # second copies of the weights
@@ -67,6 +68,20 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     if not any(found.glob("*.safetensors")):
         found = _download(path, revision, [*_SMALL_FILES, "*.bin"])
     return found
+
+
+def recipe_model(recipe: Recipe) -> Path:
+    """`resolve_model` of a recipe's model; knows of models that the recipe makes itself.
+
+    Raises:
+        UserError: As `resolve_model`, or the recipe's own model has not been made yet.
+    """
+    if recipe.model.create is not None and not (Path(recipe.model.path) / "config.json").is_file():
+        raise UserError(
+            f"model.path={recipe.model.path} is not made yet (relative to {Path.cwd()}): run `lape-ds pretrain` with this "
+            "recipe first"
+        )
+    return resolve_model(recipe.model.path, recipe.model.revision)
 
 
 def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:

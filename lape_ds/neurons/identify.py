@@ -21,7 +21,7 @@ from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers, full_shape
-from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, resolve_model
+from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
 from lape_ds.neurons.lape import select
@@ -56,7 +56,7 @@ def identify(recipe: Recipe) -> NeuronSet:
         UserError: The model or its context cannot be used, text is missing, or the folder is of another
             recipe.
     """
-    model_folder = resolve_model(recipe.model.path, recipe.model.revision)
+    model_folder = recipe_model(recipe)
     skeleton = load_skeleton(model_folder)
     shape = model_shape(skeleton)
     context_length = _context_length(recipe, skeleton.config)

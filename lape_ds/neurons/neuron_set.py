@@ -188,13 +188,13 @@ class NeuronSet:
         save_artefact(path, self.indices, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path) -> NeuronSet:
+    def load(cls, path: Path | str) -> NeuronSet:
         """Reads what `save` wrote.
 
         Raises:
             UserError: Not a neuron set, or a damaged one.
         """
-        tensors, metadata = load_artefact(path, kind=_KIND, schema_version=SCHEMA_VERSION)
+        tensors, metadata = load_artefact(Path(path), kind=_KIND, schema_version=SCHEMA_VERSION)
         try:
             return cls(
                 indices={code: tensors[code] for code in json.loads(metadata["languages"])},

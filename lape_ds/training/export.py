@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
-from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, resolve_model, without_bars
+from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recipe_model, without_bars
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.subnetwork.entries import EntryMask, entry_masks
@@ -34,6 +34,7 @@ class Export:
     Attributes:
         folder: The model folder.
         step: Of the checkpoint.
+        total_steps: Of the whole run, which may not be finished.
         num_neurons: That were trained; None where whole weights were.
         trained: Weights that were trained.
         changed: Weights that differ from the base, all of them among the trained ones.
@@ -42,6 +43,7 @@ class Export:
 
     folder: Path
     step: int
+    total_steps: int
     num_neurons: int | None
     trained: int
     changed: int
@@ -75,7 +77,7 @@ def export_model(
             "try --checkpoint last, or train on"
         )
     reader = CheckpointReader(source)
-    base_folder = resolve_model(recipe.model.path, recipe.model.revision)
+    base_folder = recipe_model(recipe)
     if fingerprint(base_folder) != reader.state.base_fingerprint:
         raise UserError(
             f"{recipe.model.path} no longer holds the weights that {run_dir} was trained from; restore them"
@@ -93,6 +95,7 @@ def export_model(
         done = Export(
             folder=target,
             step=reader.state.step,
+            total_steps=int(reader.state.identity["steps"]),
             num_neurons=None if neurons is None else len(neurons),
             trained=reader.state.num_entries,
             changed=count_changes(temporary, base, neurons),

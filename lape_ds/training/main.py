@@ -43,6 +43,12 @@ def _train(arguments: Sequence[str]) -> int:
         )
     recipe = load_recipe(arguments[0], arguments[1:])
     training = set_up(recipe)
+    if training.state.step >= training.total_steps:
+        if rank() == 0:
+            print(
+                f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr
+            )
+        return 0
     finished = run_training(training, StopRequest())
     if rank() == 0:
         step, where = training.state.step, training.run_dir

@@ -86,7 +86,10 @@ def summarize(recipe: Recipe) -> None:
 
 def _bits_table(recipe: Recipe, outcomes: list[Outcome]) -> Table:
     trained = recipe.trained_languages
-    table = Table(title="Held-out bits per byte (lower is better)", title_justify="left")
+    table = Table(
+        title="Held-out text of the recipe's own corpus, bits per byte (lower is better)",
+        title_justify="left",
+    )
     table.add_column("language")
     table.add_column("before", justify="right")
     for outcome in outcomes:

@@ -27,7 +27,7 @@ from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
-from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, resolve_model
+from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TokenBudget, TrainSection, check_frozen, freeze_recipe
 from lape_ds.runlog import write_run_json
@@ -66,7 +66,7 @@ def set_up(recipe: Recipe) -> Training:
         UserError: Something in the recipe or its files must be mended.
     """
     run_dir = recipe.run_dir
-    folder = resolve_model(recipe.model.path, recipe.model.revision)
+    folder = recipe_model(recipe)
     base_fingerprint = fingerprint(folder)
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     neurons = None if chosen is None else chosen.union(*chosen.languages)
@@ -142,8 +142,20 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
     }
     write_run_json(training.run_dir, training.recipe, facts)
     print(describe_memory(training.engine, training.trained), file=sys.stderr)
+    recipe = training.recipe
+    if recipe.train.max_steps is not None and training.total_steps < recipe.train.max_steps:
+        print(
+            f"the text gives {training.total_steps:,} steps at train.epochs={recipe.train.epochs:g}: train.max_steps="
+            f"{recipe.train.max_steps:,} is not reached; raise train.epochs for more",
+            file=sys.stderr,
+        )
+    if recipe.launch.num_ranks is not None and recipe.launch.num_ranks != world_size():
+        print(
+            f"running on {world_size()} ranks, the recipe's launch.num_ranks is {recipe.launch.num_ranks}",
+            file=sys.stderr,
+        )
     step = training.state.step
-    if step:
+    if 0 < step < training.total_steps:
         print(
             f"going on from step {step:,} of {training.total_steps:,} ({training.run_dir})", file=sys.stderr
         )

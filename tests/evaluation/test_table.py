@@ -26,7 +26,7 @@ def rendered(values: dict[str, dict[str, float]]) -> list[str]:
         for label, by_title in values.items()
     }
     out = io.StringIO()
-    Console(file=out, width=200).print(side_by_side(planned, results, title="quickstart suite"))
+    Console(file=out, width=80).print(side_by_side(planned, results, title="quickstart suite"))
     lines = [line for line in out.getvalue().splitlines() if line.startswith(("│", "┃"))]
     return ["|".join(map(str.strip, line.strip("│┃").replace("┃", "│").split("│"))) for line in lines]
 
@@ -40,8 +40,9 @@ def test_models_stand_side_by_side_with_direction_chance_and_difference():
         }
     )
     assert rows == [
-        "task|language|metric|documents|chance|base|subnetwork|random",
-        "bits_per_byte|mlt_Latn|bits_per_byte ↓|128|–|"
-        "1.500 ±0.010|1.250 ±0.010 (-0.250)|1.500 ±0.010 (+0.000)",
-        "topic|mlt_Latn|acc ↑|128|0.250|0.500 ±0.010|0.750 ±0.010 (+0.250)|0.375 ±0.010 (-0.125)",
+        "task|language|chance|base|subnetwork|random",
+        "bits_per_byte ↓|mlt_Latn|–|1.500 ±0.010|1.250 ±0.010|1.500 ±0.010",
+        "n 128||||(-0.250)|(+0.000)",
+        "topic ↑|mlt_Latn|0.250|0.500 ±0.010|0.750 ±0.010|0.375 ±0.010",
+        "acc, n 128||||(+0.250)|(-0.125)",
     ]
