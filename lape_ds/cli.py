@@ -197,7 +197,9 @@ def evaluate(
         ),
     ],
     suite: Annotated[str | None, typer.Option(help="Name or path; the recipe's if not given.")] = None,
-    languages: Annotated[str | None, typer.Option(help="Comma-separated; the target and two more if not given.")] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Comma-separated; the target and two more if not given.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,

@@ -17,7 +17,7 @@ exec "$python" -m lape_ds.training.launch "$@"
 
 import sys
 
-from lape_ds.training.main import main
+from lape_ds.training.main import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(sys.argv[1:])

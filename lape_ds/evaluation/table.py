@@ -17,7 +17,7 @@ def side_by_side(
 ) -> Table:
     """A table of scores ± standard error, and below each the difference from the first model.
 
-    Two lines a row, so that three models fit on a terminal of 80 columns: a table that cuts off its numbers is none.
+    Two lines a row, so that three models fit on a terminal of 90 columns: a table that cuts off its numbers is none.
 
     Args:
         planned: The rows, in order.

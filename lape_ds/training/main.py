@@ -62,5 +62,13 @@ def _train(arguments: Sequence[str]) -> int:
     return 0 if finished else STOPPED
 
 
+def run(arguments: Sequence[str]) -> None:
+    """The whole process of a rank: `main`, then out."""
+    code = main(arguments)
+    from lape_ds.training.ranks import leave
+
+    leave(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(sys.argv[1:])

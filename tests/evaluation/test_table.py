@@ -26,7 +26,7 @@ def rendered(values: dict[str, dict[str, float]]) -> list[str]:
         for label, by_title in values.items()
     }
     out = io.StringIO()
-    Console(file=out, width=80).print(side_by_side(planned, results, title="quickstart suite"))
+    Console(file=out, width=90).print(side_by_side(planned, results, title="quickstart suite"))
     lines = [line for line in out.getvalue().splitlines() if line.startswith(("│", "┃"))]
     return ["|".join(map(str.strip, line.strip("│┃").replace("┃", "│").split("│"))) for line in lines]
 

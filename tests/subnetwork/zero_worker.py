@@ -191,7 +191,9 @@ def main(out: Path) -> None:
         run(case, out)
     set_up_only(out)
     own_checkpoints(out)
+    dist.barrier()
     ranks.end()
+    ranks.leave(0)
 
 
 if __name__ == "__main__":
