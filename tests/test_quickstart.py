@@ -209,5 +209,5 @@ def test_running_again_changes_nothing(quickstart: Quickstart) -> None:
     assert changed == []
     assert "Packing" not in quickstart.printed_again
     assert "counting" not in quickstart.printed_again
-    tables = (text[text.rindex("Held-out bits") :] for text in (quickstart.printed, quickstart.printed_again))
+    tables = (text[text.rindex("Held-out text") :] for text in (quickstart.printed, quickstart.printed_again))
     assert next(tables) == next(tables)
