@@ -60,6 +60,9 @@ class FFNLayer:
         gate: The linear module whose output decides whether a neuron is active.
         gate_output_slice: The part of its last output axis that holds the neurons, `num_neurons` long.
         slices: The weights of the neurons: gate, up, down; up, down where the block is ungated.
+        block_name: Of the module that holds them, in `model.get_submodule`.
+        activation: Its activation; None where the block is ungated.
+        activation_name: As the model's config calls it; "" where the block is ungated.
     """
 
     index: int
@@ -67,6 +70,14 @@ class FFNLayer:
     gate: nn.Module
     gate_output_slice: slice
     slices: tuple[WeightSlice, ...]
+    block_name: str
+    activation: nn.Module | None
+    activation_name: str
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the block is `down(act(gate(x)) * up(x))`, and not `down(act(up(x)))`."""
+        return self.activation is not None
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,11 @@ class _Layout:
     up: str
     down: str
     activation_key: str | None  # of the config; None: fixed in the architecture's code
+    activation: str | None = None  # the block's attribute; of gated blocks only
 
 
 def _gated(activation_key: str = "hidden_act") -> _Layout:
-    return _Layout("model.layers", "mlp", "gate_proj", "up_proj", "down_proj", activation_key)
+    return _Layout("model.layers", "mlp", "gate_proj", "up_proj", "down_proj", activation_key, "act_fn")
 
 
 _LAYOUTS: dict[str, _Layout] = {
@@ -100,7 +112,9 @@ _LAYOUTS: dict[str, _Layout] = {
     "olmo3": _gated(),
     "granite": _gated(),
     "smollm3": _gated(),
-    "phi3": _Layout("model.layers", "mlp", "gate_up_proj", "gate_up_proj", "down_proj", "hidden_act"),
+    "phi3": _Layout(
+        "model.layers", "mlp", "gate_up_proj", "gate_up_proj", "down_proj", "hidden_act", "activation_fn"
+    ),
     "opt": _Layout("model.decoder.layers", "", None, "fc1", "fc2", "activation_function"),
     "bloom": _Layout("transformer.h", "mlp", None, "dense_h_to_4h", "dense_4h_to_h", None),
     "phi": _Layout("model.layers", "mlp", None, "fc1", "fc2", "hidden_act"),
@@ -124,8 +138,17 @@ def ffn_layers(model: nn.Module) -> list[FFNLayer]:
     """
     layout = _layout_of(model)
     parameters = dict(model.named_parameters())
-    num_layers = len(model.get_submodule(layout.layers)._modules)
+    num_layers = len(decoder_layers(model))
     return [_ffn_layer(model, parameters, layout, index) for index in range(num_layers)]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a causal language model, first one first.
+
+    Raises:
+        UserError: The architecture is not supported.
+    """
+    return list(model.get_submodule(_layout_of(model).layers).children())
 
 
 def _layout_of(model: nn.Module) -> _Layout:
@@ -172,8 +195,20 @@ def _ffn_layer(
             weight_slice(layout.up, "up_proj", 0, offset),
             down,
         )
-    gate = model.get_submodule(f"{block}.{layout.gate or layout.up}")
-    return FFNLayer(index, num_neurons, gate, slice(0, num_neurons), slices)
+    activation, activation_name = None, ""
+    if layout.activation is not None and layout.activation_key is not None:
+        activation = model.get_submodule(f"{block}.{layout.activation}")
+        activation_name = getattr(model.config, layout.activation_key)
+    return FFNLayer(
+        index=index,
+        num_neurons=num_neurons,
+        gate=model.get_submodule(f"{block}.{layout.gate or layout.up}"),
+        gate_output_slice=slice(0, num_neurons),
+        slices=slices,
+        block_name=block,
+        activation=activation,
+        activation_name=activation_name,
+    )
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class NeuronSet:
         model_id: Path or hub id, for people.
         model_fingerprint: Of the weights (model/loading.py), for machines; "" where it is not known (imported
             sets).
-        method: How it was made: "lape", "random" or "import".
+        method: How it was made: "lape", "random", "topk" or "import".
         knobs: The method's settings, JSON values.
 
     Raises:
@@ -145,14 +145,32 @@ class NeuronSet:
             others_first = order[is_own[order].to(torch.uint8).argsort(stable=True)]
             drawn = others_first[: len(own)].sort().values
             rows.append(torch.stack([torch.full_like(drawn, layer), drawn], dim=1))
-        return NeuronSet(
+        return replace(
+            self,
             indices={"+".join(codes): torch.cat(rows).int()},
-            num_layers=self.num_layers,
-            neurons_per_layer=self.neurons_per_layer,
-            model_id=self.model_id,
-            model_fingerprint=self.model_fingerprint,
             method="random",
             knobs={"like": self.method, "seed": seed},
+        )
+
+    def most_active_like(self, *codes: str, probs_LI: Tensor) -> NeuronSet:
+        """A control set: in every layer as many neurons as the languages together have there, the most active ones.
+
+        It asks whether LAPE's choice, language-specific neurons, does better than neurons that simply fire often.
+
+        Args:
+            codes: The languages to imitate. The result has one entry, named by the codes joined with "+".
+            probs_LI: Activation probabilities on the languages' text; ties break by index.
+        """
+        rows = []
+        for layer, own in enumerate(self.per_layer(*codes)):
+            order = probs_LI[layer].sort(descending=True, stable=True).indices
+            taken = order[: len(own)].sort().values
+            rows.append(torch.stack([torch.full_like(taken, layer), taken], dim=1))
+        return replace(
+            self,
+            indices={"+".join(codes): torch.cat(rows).int()},
+            method="topk",
+            knobs={"like": self.method},
         )
 
     def check_model(self, fingerprint: str, *, num_layers: int, neurons_per_layer: int) -> None:

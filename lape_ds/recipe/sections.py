@@ -47,6 +47,11 @@ def _distinct_keys(by_language: Any) -> Any:
     return by_language
 
 
+def _checkpointing_kind(value: object) -> object:
+    """`true` and `false` are short for the usual kind and for none."""
+    return {True: "non_reentrant", False: "none"}[value] if isinstance(value, bool) else value
+
+
 def _not_bool(value: object) -> object:
     """`true` equals 1, and Literal takes it for that."""
     if isinstance(value, bool):
@@ -185,6 +190,17 @@ class ReplaySection(Section):
         return self
 
 
+class LoRASection(Section):
+    """The adapter of `method: lora` (PEFT's). Defaults as in the paper's baseline: r 32, alpha 64, dropout 0.1, FFN only."""
+
+    r: PositiveInt | Literal["match"] = (
+        32  # match: as many weights as the target's subnetwork, as nearly as r allows
+    )
+    alpha: PositiveInt | None = None  # None: 2 r
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: Literal["ffn", "all"] = "ffn"  # all: every linear but the head
+
+
 class HeldOutSection(Section):
     """Held-out bits per byte during training."""
 
@@ -199,10 +215,11 @@ class TrainSection(Section):
 
     # None: the method's name
     run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    method: Literal["subnetwork", "random", "full", "ffn"] = "subnetwork"
-    engine: Literal["masked"] = "masked"
+    method: Literal["subnetwork", "random", "topk", "full", "ffn", "lora", "ia3"] = "subnetwork"
+    engine: Literal["compact", "masked"] = "compact"  # of the methods that train neurons
     neurons: Path | None = None  # None: <output_dir>/identify/neurons.safetensors
     random_seed: int = 0  # of `method: random`
+    lora: LoRASection = LoRASection()  # of `method: lora`
     languages: LanguageCodes = []  # empty: the target
     weights: ByLanguage[PositiveFloat] = {}  # relative sampling weight, 1 where not given
     tokens: TokenBudget = "all"  # of the trained languages' text, per epoch
@@ -214,7 +231,10 @@ class TrainSection(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     gradient_clipping: float = Field(default=1.0, ge=0)  # 0: off
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[
+        Literal["none", "non_reentrant", "reentrant"], BeforeValidator(_checkpointing_kind)
+    ] = "none"
+    torch_compile: bool = False  # every decoder layer by itself
     replay: ReplaySection = ReplaySection()
     heldout: HeldOutSection = HeldOutSection()
     checkpoint_every_steps: PositiveInt = 500
@@ -345,6 +365,12 @@ class Recipe(Section):
         return self.output_dir / "train" / (self.train.run_name or method)
 
     @property
+    def needs_neurons(self) -> bool:
+        """Whether training reads the target's neurons: to train them, their like, or as many weights as they have."""
+        matched = self.train.method == "lora" and self.train.lora.r == "match"
+        return self.train.method in ("subnetwork", "random", "topk") or matched
+
+    @property
     def trained_languages(self) -> list[str]:
         """The languages that `train` improves."""
         return self.train.languages or [self.languages.target]
@@ -361,12 +387,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _neurons_are_known(self) -> Recipe:
-        if self.train.method in ("subnetwork", "random"):
+        if self.needs_neurons:
             for code in self.trained_languages:
                 if code not in self.languages.identify:
                     raise ValueError(
                         f"train.languages: {code} has no neurons unless languages.identify names it; "
-                        "add it there, or take train.method full or ffn"
+                        "add it there, or take a train.method without neurons: full, ffn, ia3, lora"
                     )
             if self.deepspeed.config.get("zero_optimization", {}).get("round_robin_gradients"):
                 raise ValueError(

@@ -252,6 +252,20 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return scalar_state(self._inner)
 
     @torch.no_grad()
+    def write_weights(self, read: Callable[[str, int, int], Tensor]) -> None:
+        """Sets the trained weights before `deepspeed.initialize` copies its masters from them.
+
+        Args:
+            read: `read(name, start, stop)` gives fp32 [stop - start], that range of a weight's trained entries; rounded
+                to the model's dtype here.
+        """
+        for param in self._params:
+            mask = self._mask_of[id(param)]
+            values = read(mask.name, 0, mask.num_entries).to(param.dtype)
+            (block,) = mask.blocks(0, param.numel(), offset=0, device=param.device)
+            block.scatter(param.view(-1), values)
+
+    @torch.no_grad()
     def load_entries(
         self, read: Callable[[str, int, int], Mapping[str, Tensor]], scalars: Mapping[str, Tensor]
     ) -> None:

@@ -9,22 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.recipe import OptimizerSection, TrainSection
-from lape_ds.subnetwork.dense import DenseEntries
+from lape_ds.subnetwork.adapters import add_adapter, lora_weights_per_r
+from lape_ds.subnetwork.compact import insert_slices
+from lape_ds.subnetwork.entries import entry_masks
 from lape_ds.subnetwork.lion import Lion
 from lape_ds.subnetwork.masked import MaskedOptimizer
+from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
 
-Trained = MaskedOptimizer | DenseEntries
+Trained = MaskedOptimizer | ParameterEntries
+
+NEURON_METHODS = ("subnetwork", "random", "topk")
 
 
-def prepare(model: nn.Module, train: TrainSection, neurons: Tensor | None) -> Trained:
-    """Freezes what does not train and makes the optimizer of what does.
+def prepare(model: PreTrainedModel, train: TrainSection, neurons: Tensor | None) -> Trained:
+    """Freezes what does not train, changes the model in place where the method needs it, and makes the optimizer.
 
     Args:
         model: As loaded, before `deepspeed.initialize`.
-        train: The recipe's section.
+        train: The recipe's section; `lora.r` is a number (`with_matched_lora`).
         neurons: integer [n, 2] of (layer, index) for the methods that train neurons, None for the others.
 
     Raises:
@@ -32,19 +38,52 @@ def prepare(model: nn.Module, train: TrainSection, neurons: Tensor | None) -> Tr
     """
     cls, settings = _optimizer(train.optimizer)
     match train.method:
-        case "subnetwork" | "random":
+        case "subnetwork" | "random" | "topk":
             assert neurons is not None
-            return MaskedOptimizer(model, neurons, cls, **settings)
+            if train.engine == "masked":
+                return MaskedOptimizer(model, neurons, cls, **settings)
+            trained = insert_slices(model, neurons)
         case "full":
-            return DenseEntries(model, [name for name, _ in model.named_parameters()], cls, **settings)
+            trained = _whole_weights(model, {name for name, _ in model.named_parameters()})
         case "ffn":
-            names = {part.parameter_name for layer in ffn_layers(model) for part in layer.slices}
-            return DenseEntries(model, sorted(names), cls, **settings)
+            trained = _whole_weights(
+                model, {part.parameter_name for layer in ffn_layers(model) for part in layer.slices}
+            )
+        case "lora" | "ia3":
+            add_adapter(model, train)
+            trained = [
+                TrainedParameter(param, name)
+                for name, param in model.named_parameters()
+                if param.requires_grad
+            ]
+    return ParameterEntries(trained, cls, **settings)
 
 
 def torch_optimizer(trained: Trained) -> torch.optim.Optimizer:
     """The optimizer to hand to DeepSpeed."""
     return trained if isinstance(trained, MaskedOptimizer) else trained.optimizer
+
+
+def with_matched_lora(train: TrainSection, skeleton: nn.Module, neurons: Tensor | None) -> TrainSection:
+    """The section with `lora.r: match` replaced by the r that trains about as many weights as the subnetwork does.
+
+    Args:
+        train: The recipe's section.
+        skeleton: The model, or its shapes on the meta device.
+        neurons: Of the subnetwork to match.
+    """
+    if train.method != "lora" or train.lora.r != "match":
+        return train
+    assert neurons is not None
+    wanted = sum(mask.num_entries for mask in entry_masks(skeleton, neurons).values())
+    r = max(1, round(wanted / lora_weights_per_r(skeleton, train.lora)))
+    return train.model_copy(update={"lora": train.lora.model_copy(update={"r": r})})
+
+
+def _whole_weights(model: nn.Module, names: set[str]) -> list[TrainedParameter]:
+    for name, param in model.named_parameters():
+        param.requires_grad_(name in names)
+    return [TrainedParameter(param, name) for name, param in model.named_parameters() if name in names]
 
 
 def _optimizer(section: OptimizerSection) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from lape_ds.errors import UserError
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recipe_model, without_bars
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.recipe import Recipe, TrainSection, load_recipe
+from lape_ds.subnetwork.adapters import add_adapter, merge_adapter
 from lape_ds.subnetwork.entries import EntryMask, entry_masks
 from lape_ds.subnetwork.shards import bits
 from lape_ds.training.checkpoint import CheckpointReader, pointed_to
@@ -84,7 +85,7 @@ def export_model(
         )
     neurons = _trained_neurons(run_dir)
     model = _load(base_folder, recipe)
-    write_entries(model, reader, neurons)
+    model = write_entries(model, reader, recipe.train, neurons)
     target = folder or run_dir / "model"
     with whole_folder(target, marker_files=(_MARKER,)) as temporary:
         with without_bars():
@@ -114,14 +115,21 @@ def _trained_neurons(run_dir: Path) -> Tensor | None:
 
 
 @torch.no_grad()
-def write_entries(model: PreTrainedModel, checkpoint: CheckpointReader, neurons: Tensor | None) -> None:
-    """Writes a checkpoint's masters into a model, rounded to its dtype.
+def write_entries(
+    model: PreTrainedModel, checkpoint: CheckpointReader, train: TrainSection, neurons: Tensor | None
+) -> PreTrainedModel:
+    """Writes a checkpoint's masters into a model, rounded to its dtype; adapters are merged into its weights.
 
     Args:
         model: The base, not partitioned.
         checkpoint: Of a training of this base.
-        neurons: integer [n, 2] of the neurons that were trained; None where whole weights were.
+        train: The recipe's section.
+        neurons: integer [n, 2] of the neurons that were trained; None where none were.
     """
+    adapted = None
+    if train.method in ("lora", "ia3"):
+        lora = train.lora.model_copy(update={"r": int(checkpoint.state.identity.get("LoRA's r", 0))})
+        adapted = add_adapter(model, train.model_copy(update={"lora": lora}))
     masks = _masks(model, neurons)
     named = dict(model.named_parameters())
     for name in checkpoint.names:
@@ -134,6 +142,7 @@ def write_entries(model: PreTrainedModel, checkpoint: CheckpointReader, neurons:
             values = checkpoint.read_key("master", name, 0, mask.num_entries).to(weight.dtype)
             (block,) = mask.blocks(0, weight.numel(), offset=0, device=weight.device)
             block.scatter(weight.view(-1), values)
+    return model if adapted is None else merge_adapter(adapted)
 
 
 def count_changes(folder: Path, base: PreTrainedModel, neurons: Tensor | None) -> int:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -26,14 +27,15 @@ from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import ffn_layers
+from lape_ds.model.ffn import decoder_layers, ffn_layers
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
+from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TokenBudget, TrainSection, check_frozen, freeze_recipe
 from lape_ds.runlog import write_run_json
-from lape_ds.subnetwork.methods import prepare, torch_optimizer
+from lape_ds.subnetwork.methods import NEURON_METHODS, Trained, prepare, torch_optimizer, with_matched_lora
+from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
-from lape_ds.training.export import write_entries
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
@@ -47,6 +49,7 @@ _HOW = {
     "micro_batch_size",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
+    "torch_compile",
     "checkpoint_every_steps",
 }
 _HOW |= {"resume", "tensorboard", "wandb"}
@@ -69,7 +72,9 @@ def set_up(recipe: Recipe) -> Training:
     folder = recipe_model(recipe)
     base_fingerprint = fingerprint(folder)
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
-    neurons = None if chosen is None else chosen.union(*chosen.languages)
+    found = None if chosen is None else chosen.union(*chosen.languages)
+    train = with_matched_lora(recipe.train, load_skeleton(folder), found)
+    neurons = found if train.method in NEURON_METHODS else None
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
     check_frozen(recipe, run_dir, sections=_SECTIONS)
@@ -77,14 +82,14 @@ def set_up(recipe: Recipe) -> Training:
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
     total_steps = num_steps(recipe, blocks)
-    identity = _identity(recipe, neurons, corpora, total_steps)
+    identity = _identity(recipe, train, neurons, corpora, total_steps)
 
     start()
     torch.manual_seed(recipe.seed)
     last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
     checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
-    model = together(lambda: _load(recipe, folder, checkpoint, neurons))
-    trained = together(lambda: prepare(model, recipe.train, neurons))
+    model = together(lambda: _load(recipe, folder))
+    trained = together(lambda: _prepare(model, train, neurons, checkpoint))
     config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
@@ -111,20 +116,27 @@ def set_up(recipe: Recipe) -> Training:
         state=new if checkpoint is None else checkpoint.state,
     )
     if rank() == 0:
-        _write_start(training, chosen)
+        _write_start(training, chosen if neurons is not None else None)
     return training
 
 
-def _load(
-    recipe: Recipe, folder: Path, checkpoint: CheckpointReader | None, neurons: Tensor | None
-) -> PreTrainedModel:
-    """The model as training (or the rest of it) begins: with a checkpoint's weights before DeepSpeed copies its masters."""
+def _load(recipe: Recipe, folder: Path) -> PreTrainedModel:
     model = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
-    if checkpoint is not None:
-        write_entries(model, checkpoint, neurons)
-    if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _prepare(
+    model: PreTrainedModel, train: TrainSection, neurons: Tensor | None, checkpoint: CheckpointReader | None
+) -> Trained:
+    """What trains, as training (or the rest of it) begins: with a checkpoint's weights before DeepSpeed copies its masters."""
+    trained = prepare(model, train, neurons)
+    if checkpoint is not None:
+        trained.write_weights(partial(checkpoint.read_key, "master"))
+    recompute_layers(model, train.gradient_checkpointing)
+    if train.torch_compile:
+        for layer in decoder_layers(model):
+            layer.compile()
+    return trained
 
 
 def _write_start(training: Training, chosen: NeuronSet | None) -> None:
@@ -162,10 +174,16 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
 
 
 def _identity(
-    recipe: Recipe, neurons: Tensor | None, corpora: Mapping[str, PackedCorpus], total_steps: int
+    recipe: Recipe,
+    train: TrainSection,
+    neurons: Tensor | None,
+    corpora: Mapping[str, PackedCorpus],
+    total_steps: int,
 ) -> dict[str, str]:
     """What a run must keep from beginning to end, whatever is remade meanwhile under the same names."""
-    identity = {"method": recipe.train.method, "steps": str(total_steps)}
+    identity = {"method": train.method, "steps": str(total_steps)}
+    if train.method == "lora":
+        identity["LoRA's r"] = str(train.lora.r)
     identity["blocks a step (micro_batch_size x gradient_accumulation_steps x ranks)"] = str(
         global_batch_size(recipe)
     )
@@ -226,13 +244,13 @@ def global_batch_size(recipe: Recipe) -> int:
 
 
 def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -> NeuronSet | None:
-    """The neurons that train, by trained language; None for methods that do not train neurons.
+    """The neurons that train, by trained language (for a matched LoRA: those to match); None where none are needed.
 
     Raises:
         UserError: No neuron set there, or one of another model or without a trained language.
     """
     train = recipe.train
-    if train.method not in ("subnetwork", "random"):
+    if not recipe.needs_neurons:
         return None
     path = train.neurons or recipe.identify_dir / "neurons.safetensors"
     if not path.exists():
@@ -248,7 +266,24 @@ def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -
         raise UserError(f"{path}: {error}") from None
     if train.method == "random":
         return found.random_like(*own, seed=train.random_seed)
+    if train.method == "topk":
+        return found.most_active_like(*own, probs_LI=_activation_probabilities(recipe, found))
     return replace(found, indices=own)
+
+
+def _activation_probabilities(recipe: Recipe, neurons: NeuronSet) -> Tensor:
+    """Mean over the trained languages, float64 [L, I], from the counts that the neurons were selected by."""
+    counts = []
+    for code in recipe.trained_languages:
+        path = recipe.identify_dir / "counts" / f"{code}.safetensors"
+        if not path.exists():
+            raise UserError(f"train.method=topk needs {path}: run `lape-ds identify` with this recipe first")
+        counts.append(Counts.load(path))
+        if counts[-1].settings.model_fingerprint != neurons.model_fingerprint:
+            raise UserError(
+                f"{path} was counted on another model than the neuron set's; run `lape-ds identify` again"
+            )
+    return torch.stack([counts_k.probabilities() for counts_k in counts]).mean(0)
 
 
 def _replayed(recipe: Recipe) -> list[str]:

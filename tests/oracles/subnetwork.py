@@ -20,17 +20,17 @@ class OracleResult:
 
 
 def entry_positions(model: nn.Module, neurons: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, int]]]:
-    """(row, column) of every trained entry, by parameter name, for the tiny Llama and the tiny Phi-3."""
+    """(row, column) of every trained entry, by parameter name, for the tiny Llama, Phi-3 and Phi-2."""
     positions: dict[str, list[tuple[int, int]]] = {}
     for name, param in model.named_parameters():
-        if ".mlp." not in name:
+        if ".mlp." not in name or name.endswith("bias"):
             continue
         layer = int(name.split(".")[2])
         picked = [index for (neuron_layer, index) in neurons if neuron_layer == layer]
         if not picked:
             continue
         rows, cols = param.shape
-        if "down_proj" in name:
+        if "down_proj" in name or "fc2" in name:
             positions[name] = [(row, index) for row in range(rows) for index in picked]
         elif "gate_up_proj" in name:
             positions[name] = [

@@ -1,8 +1,8 @@
-"""The cases that the masked engine is held to, shared by the worker that runs them and the test that judges them."""
+"""The cases that both engines are held to, shared by the worker that runs them and the test that judges them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lape_ds.subnetwork.lion import Lion
 from tests.tiny_models import VOCAB_SIZE
 
+Engine = Literal["masked", "compact"]
 STEPS = 20
 ACCUMULATION = 2
 MAX_NORM = 0.05  # bites: the tiny models' norms are larger in every step
@@ -25,6 +26,16 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 }
 
 
+# What trains before and after the checkpoint: the format knows no engine.
+CHECKPOINT_METHODS: tuple[tuple[str, Engine, Engine], ...] = (
+    ("subnetwork", "masked", "masked"),
+    ("subnetwork", "compact", "compact"),
+    ("subnetwork", "masked", "compact"),
+    ("subnetwork", "compact", "masked"),
+    ("full", "masked", "masked"),
+)
+
+
 @dataclass(frozen=True)
 class Case:
     stage: int
@@ -33,11 +44,14 @@ class Case:
     optimizer: str = "adamw"
     model_type: str = "llama"
     sub_group_size: int | None = None
+    engine: Engine = "masked"
+    recomputing: Literal["none", "non_reentrant", "reentrant"] = "none"
 
     @property
     def name(self) -> str:
-        parts = [f"z{self.stage}", self.dtype, self.optimizer, self.model_type]
+        parts = [self.engine, f"z{self.stage}", self.dtype, self.optimizer, self.model_type]
         parts += ["offload"] if self.offload == "cpu" else []
+        parts += [self.recomputing] if self.recomputing != "none" else []
         return "-".join(parts + ([f"sub{self.sub_group_size}"] if self.sub_group_size else []))
 
 
@@ -50,7 +64,25 @@ def all_cases() -> list[Case]:
     cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3")]
     # 100 elements a sub-group: smaller than every FFN weight (16 x 23), so that each is a sub-group by itself.
     cases += [Case(3, sub_group_size=100), Case(3, "cpu", "bfloat16", sub_group_size=100)]
-    return cases
+    return cases + compact_cases()
+
+
+def compact_cases() -> list[Case]:
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    kinds: tuple[Literal["non_reentrant", "reentrant"], ...] = ("non_reentrant", "reentrant")
+    cases = [Case(stage, dtype=dtype) for stage in (0, 1, 2, 3) for dtype in dtypes]
+    cases += [
+        Case(1, "cpu"),
+        Case(2, "cpu", "bfloat16"),
+        Case(3, "cpu"),
+        Case(3, "cpu", "bfloat16", sub_group_size=100),
+    ]
+    cases += [Case(2, optimizer="sgd"), Case(3, optimizer="lion", dtype="bfloat16")]
+    cases += [Case(2, recomputing="non_reentrant"), Case(2, recomputing="reentrant")]
+    cases += [Case(3, recomputing=kind, dtype=dtype) for kind in kinds for dtype in dtypes]
+    cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3", dtype="bfloat16")]
+    cases += [Case(2, model_type="phi"), Case(3, model_type="phi", recomputing="non_reentrant")]
+    return [replace(case, engine="compact") for case in cases]
 
 
 def learning_rate(step: int) -> float:

@@ -1,7 +1,9 @@
-"""One rank of the masked engine's tests: runs every case, one after another, and writes what came out."""
+"""One rank of both engines' tests: runs every case, one after another, and writes what came out."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import sys
@@ -14,19 +16,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from lape_ds.subnetwork.dense import DenseEntries
+from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained, torch_optimizer
+from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
+from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training import ranks
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState
-from lape_ds.training.export import write_entries
 from lape_ds.training.memory import memory_by_kind
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.zero import engine_config, initialize, set_learning_rate, take_step
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
+    CHECKPOINT_METHODS,
     MAX_NORM,
     NEURONS,
     OPTIMIZERS,
@@ -51,11 +54,24 @@ def config_of(case: Case) -> dict[str, Any]:
     )
 
 
-def start(case: Case) -> tuple[deepspeed.DeepSpeedEngine, MaskedOptimizer]:
-    model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype))
+def start(
+    case: Case, *, method: str = "subnetwork", read: Callable[[str, int, int], Tensor] | None = None
+) -> tuple[deepspeed.DeepSpeedEngine, Trained]:
+    model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).train()
     cls, settings = OPTIMIZERS[case.optimizer]
-    optimizer = MaskedOptimizer(model, torch.tensor(NEURONS), cls, lr=learning_rate(0), **settings)
-    return initialize(model, optimizer, config_of(case)), optimizer
+    settings = settings | {"lr": learning_rate(0)}
+    if method == "full":
+        trained = ParameterEntries(
+            [TrainedParameter(param, name) for name, param in model.named_parameters()], cls, **settings
+        )
+    elif case.engine == "masked":
+        trained = MaskedOptimizer(model, torch.tensor(NEURONS), cls, **settings)
+    else:
+        trained = ParameterEntries(insert_slices(model, torch.tensor(NEURONS)), cls, **settings)
+    if read is not None:
+        trained.write_weights(read)
+    recompute_layers(model, case.recomputing)
+    return initialize(model, torch_optimizer(trained), config_of(case)), trained
 
 
 def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
@@ -73,10 +89,17 @@ def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
 
 
 def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]:
-    """All weights, whole, on the CPU; every rank must enter this."""
+    """All weights of the model as it was before the engines, whole, on the CPU; every rank must enter this."""
     parameters = {name.removeprefix("module."): param for name, param in engine.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
-        return {name: param.detach().clone().cpu() for name, param in parameters.items()}
+        for module in engine.modules():
+            if isinstance(module, CompactFFN | CompactLinear):
+                module.write_slices()
+        return {
+            name: param.detach().clone().cpu()
+            for name, param in parameters.items()
+            if not name.endswith("slice")
+        }
 
 
 def run(case: Case, out: Path) -> None:
@@ -98,22 +121,25 @@ def run(case: Case, out: Path) -> None:
 def set_up_only(out: Path) -> None:
     """What `deepspeed.initialize` alone does to masters and step counts under stage 0 in bf16."""
     told = {}
-    for name in ("masked", "full"):
+    for name in ("masked", "compact", "full"):
         model = tiny_model("llama", dtype=torch.bfloat16)
         before = {key: param.detach().clone() for key, param in model.named_parameters()}
         settings = {"lr": 0.1, "weight_decay": 0.5}  # one step would halve a twentieth off
-        trained = (
-            MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.AdamW, **settings)
-            if name == "masked"
-            else DenseEntries(model, list(before), torch.optim.AdamW, **settings)
-        )
         config = config_of(Case(0, dtype="bfloat16"))
         # The masked optimizer must withstand it alone, in a user's own loop; the others are protected by our set-up.
         if name == "masked":
-            engine, *_ = deepspeed.initialize(model=model, optimizer=torch_optimizer(trained), config=config)
+            trained = MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.AdamW, **settings)
+            engine, *_ = deepspeed.initialize(model=model, optimizer=trained, config=config)
         else:
-            engine = initialize(model, torch_optimizer(trained), config)
-        moved = any(not torch.equal(param, before[key]) for key, param in model.named_parameters())
+            parts = (
+                insert_slices(model, torch.tensor(NEURONS))
+                if name == "compact"
+                else [TrainedParameter(param, key) for key, param in model.named_parameters()]
+            )
+            trained = ParameterEntries(parts, torch.optim.AdamW, **settings)
+            engine = initialize(model, trained.optimizer, config)
+        weights = gathered(engine, 0)
+        moved = any(not torch.equal(weights[key], before[key]) for key in before)
         for held in trained.entry_ranges():
             moved = moved or not torch.equal(held.masters.bfloat16().float(), held.masters)
         told[name] = {"moved": moved, "steps": int(trained.state_scalars().get("step", torch.zeros(())))}
@@ -142,46 +168,25 @@ def own_checkpoints(out: Path) -> None:
 
 
 def our_checkpoints(out: Path) -> None:
-    """The same with lape-ds checkpoints, in bf16, for a mask and for whole weights."""
+    """The same with lape-ds checkpoints, in bf16; from one engine to the other too."""
     same = {}
-    for method in ("masked", "full"):
-        for stage in (0, 1, 2, 3):
-            case = Case(stage, dtype="bfloat16")
-            whole, first = start_method(method, case)[0], start_method(method, case)
-            train(whole, range(4))
-            train(first[0], range(2))
-            state = CheckpointState(2, "base", first[1].num_entries, {}, None)
-            folder = save_checkpoint(out / f"{method}-{stage}", first[1], state)
-            reader = CheckpointReader(folder)
-            neurons = torch.tensor(NEURONS) if method == "masked" else None
-            second = start_method(method, case, lambda model: write_entries(model, reader, neurons))  # noqa: B023
-            second[1].load_entries(reader.read, reader.scalars)
-            train(second[0], range(2, 4))
-            weights = [gathered(engine, stage) for engine in (whole, second[0])]
-            same[f"{method}-z{stage}"] = all(
-                torch.equal(weights[0][name], weights[1][name]) for name in weights[0]
-            )
-            for engine in (whole, first[0], second[0]):
-                engine.destroy()
+    for (method, before, after), stage in itertools.product(CHECKPOINT_METHODS, (0, 1, 2, 3)):
+        first_case, then = (Case(stage, dtype="bfloat16", engine=engine) for engine in (before, after))
+        whole, first = start(first_case, method=method)[0], start(first_case, method=method)
+        train(whole, range(4))
+        train(first[0], range(2))
+        state = CheckpointState(2, "base", first[1].num_entries, {}, None)
+        name = f"{method}-{before}-{after}-z{stage}"
+        reader = CheckpointReader(save_checkpoint(out / name, first[1], state))
+        second = start(then, method=method, read=functools.partial(reader.read_key, "master"))
+        second[1].load_entries(reader.read, reader.scalars)
+        train(second[0], range(2, 4))
+        weights = [gathered(engine, stage) for engine in (whole, second[0])]
+        same[name] = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        for engine in (whole, first[0], second[0]):
+            engine.destroy()
     if dist.get_rank() == 0:
         (out / "our_checkpoints.json").write_text(json.dumps(same))
-
-
-def start_method(
-    method: str, case: Case, change: Callable[[PreTrainedModel], None] | None = None
-) -> tuple[deepspeed.DeepSpeedEngine, Trained]:
-    model = tiny_model("llama", dtype=torch.bfloat16)
-    if change is not None:
-        change(model)
-    settings = {"lr": learning_rate(0), "weight_decay": 0.1}
-    trained = (
-        MaskedOptimizer(model, torch.tensor(NEURONS), torch.optim.AdamW, **settings)
-        if method == "masked"
-        else DenseEntries(
-            model, [name for name, _ in model.named_parameters()], torch.optim.AdamW, **settings
-        )
-    )
-    return initialize(model, torch_optimizer(trained), config_of(case)), trained
 
 
 def main(out: Path) -> None:

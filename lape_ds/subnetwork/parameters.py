@@ -1,11 +1,13 @@
-"""Whole weights that train: the same view on masters and moments as the masked engine gives of its entries.
+"""Whole parameters that train: the same view on masters and moments as the masked engine gives of its entries.
 
-For `full` and `ffn`; checkpoints and export deal in entry ranges and need no branch by method.
+For every method but the masked engine: whole weights (`full`, `ffn`), the compact engine's slices, adapters. Checkpoints
+and export deal in entry ranges and need no branch by method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +18,38 @@ from lape_ds.subnetwork.masked import EntryRange, scalar_state
 from lape_ds.subnetwork.shards import Shard, find_shards
 
 
-class DenseEntries:
-    """All entries of some weights, wherever DeepSpeed keeps them.
+@dataclass(frozen=True)
+class TrainedParameter:
+    """A parameter that trains, and which entries of which weight it is.
+
+    Its flattened entries are the weight's trained entries in row-major order, from `start` on: the order of the masked
+    engine and of checkpoints.
+
+    Attributes:
+        parameter: Contiguous, as ZeRO demands.
+        name: Under which checkpoints hold its entries: the weight's in `model.named_parameters()` before training.
+        start: Which of the weight's trained entries comes first (not 0 only for the up half of a fused weight).
+    """
+
+    parameter: nn.Parameter
+    name: str
+    start: int = 0
+
+
+class ParameterEntries:
+    """All entries of some parameters, wherever DeepSpeed keeps them.
 
     Args:
-        model: The model; parameters not named are frozen.
-        names: Of the weights that train.
+        trained: What trains; everything else in the model must be frozen.
         optimizer: Class of the torch optimizer made over them.
         **settings: Its keyword arguments.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        optimizer: type[torch.optim.Optimizer],
-        **settings: Any,
+        self, trained: Sequence[TrainedParameter], optimizer: type[torch.optim.Optimizer], **settings: Any
     ) -> None:
-        wanted = set(names)
-        named = {name: param for name, param in model.named_parameters() if name in wanted}
-        for name, param in model.named_parameters():
-            param.requires_grad_(name in wanted)
-        self._names = {id(param): name for name, param in named.items()}
-        self._params = list(named.values())
+        self._trained = {id(part.parameter): part for part in trained}
+        self._params = [part.parameter for part in trained]
         self.num_entries = sum(full_shape(param).numel() for param in self._params)
         self.optimizer = optimizer(self._params, **settings)
         self._group = self.optimizer.param_groups[0]
@@ -51,12 +62,13 @@ class DenseEntries:
         return shards
 
     def entry_ranges(self) -> Iterator[EntryRange]:
-        """As `MaskedOptimizer.entry_ranges`; every entry of a weight counts."""
+        """As `MaskedOptimizer.entry_ranges`; every entry of a parameter counts."""
         for shard in self.shards():
             state = self.optimizer.state.get(shard.buffer, {})
+            part = self._trained[id(shard.parameter)]
             yield EntryRange(
-                name=self._names[id(shard.parameter)],
-                start=shard.start,
+                name=part.name,
+                start=part.start + shard.start,
                 masters=shard.values(),
                 state={
                     key: value.view(-1).narrow(0, shard.buffer_start, shard.numel)
@@ -71,12 +83,21 @@ class DenseEntries:
         return scalar_state(self.optimizer)
 
     @torch.no_grad()
+    def write_weights(self, read: Callable[[str, int, int], Tensor]) -> None:
+        """As `MaskedOptimizer.write_weights`."""
+        for part in self._trained.values():
+            values = read(part.name, part.start, part.start + part.parameter.numel())
+            part.parameter.copy_(values.view(part.parameter.shape))
+
+    @torch.no_grad()
     def load_entries(
         self, read: Callable[[str, int, int], Mapping[str, Tensor]], scalars: Mapping[str, Tensor]
     ) -> None:
         """As `MaskedOptimizer.load_entries`."""
         for shard in self.shards():
-            found = dict(read(self._names[id(shard.parameter)], shard.start, shard.start + shard.numel))
+            part = self._trained[id(shard.parameter)]
+            start = part.start + shard.start
+            found = dict(read(part.name, start, start + shard.numel))
             shard.values().copy_(found.pop("master"))
             state = self.optimizer.state[shard.buffer]
             for key, value in found.items():

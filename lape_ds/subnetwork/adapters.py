@@ -1,0 +1,85 @@
+"""LoRA and (IA)³, both PEFT's: what the method is compared with.
+
+Beside the engines. Adapters are put into the model in place; export merges them into its weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import ffn_layers, full_shape
+from lape_ds.recipe import LoRASection, TrainSection
+
+
+def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
+    """Freezes the model and puts the recipe's adapter into it, in place.
+
+    LoRA's random half is drawn from torch's global generator: seed it alike on every rank.
+
+    Args:
+        model: As loaded.
+        train: With `method` lora or ia3, and `lora.r` a number.
+
+    Returns:
+        PEFT's wrapper, needed only to merge the adapter.
+
+    Raises:
+        UserError: PEFT does not know where (IA)³ goes in this architecture.
+    """
+    config: Any
+    if train.method == "lora":
+        assert isinstance(train.lora.r, int)
+        config = LoraConfig(
+            r=train.lora.r,
+            lora_alpha=train.lora.alpha or 2 * train.lora.r,
+            lora_dropout=train.lora.dropout,
+            target_modules=_lora_targets(model, train.lora),
+            task_type="CAUSAL_LM",
+        )
+    else:
+        config = IA3Config(task_type="CAUSAL_LM")
+    try:
+        # In the model's own dtype: DeepSpeed keeps fp32 masters of whatever trains.
+        return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UserError(
+            f"train.method={train.method}: PEFT cannot adapt model type {model.config.model_type}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def lora_weights_per_r(model: nn.Module, lora: LoRASection) -> int:
+    """Weights that LoRA adds for each unit of `r`: in + out features of every target."""
+    names = _lora_targets(model, lora)
+    return sum(
+        sum(full_shape(cast("nn.Parameter", module.weight)))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name in names
+    )
+
+
+def _lora_targets(model: nn.Module, lora: LoRASection) -> list[str]:
+    """Full names of the adapted linears; never the head."""
+    if lora.targets == "ffn":
+        names = {
+            part.parameter_name.removesuffix(".weight")
+            for layer in ffn_layers(model)
+            for part in layer.slices
+        }
+        return sorted(names)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+
+
+@torch.no_grad()
+def merge_adapter(adapted: PeftModel) -> PreTrainedModel:
+    """The model with the adapter in its weights, as an ordinary one."""
+    return adapted.merge_and_unload()  # type: ignore[operator, no-any-return]
