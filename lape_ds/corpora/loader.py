@@ -19,8 +19,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
-from lape_ds.corpora.streams import TokenStream
+from lape_ds.corpora.streams import NOT_SCORED, TokenStream
 
 _PERIOD = 1 << 14
 _GOLDEN = (5**0.5 - 1) / 2
@@ -83,12 +84,17 @@ class TrainingBlocks:
         return [self._sample(number) for number in range(first, first + global_batch_size)]
 
     def collate(self, samples: Sequence[tuple[str, int]]) -> dict[str, torch.Tensor]:
-        """Stacks blocks: `input_ids` and `labels` int64, `attention_mask` bool, each [B, T]."""
+        """Stacks blocks: `input_ids` and `targets` int64, `attention_mask` bool, each [B, T].
+
+        A position's target is the token after it, -100 where that is not scored and at a block's last position.
+        """
         blocks = [self._streams[code].block(index, self.block_length) for code, index in samples]
-        return {
+        batch = {
             name: torch.stack([getattr(block, name) for block in blocks])
-            for name in ("input_ids", "labels", "attention_mask")
+            for name in ("input_ids", "attention_mask")
         }
+        labels = torch.stack([block.labels for block in blocks])
+        return batch | {"targets": functional.pad(labels[:, 1:], (0, 1), value=NOT_SCORED)}
 
     def _sample(self, number: int) -> tuple[str, int]:
         period, slot = divmod(number, _PERIOD)

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
 
 from lape_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Projection = Literal["gate_proj", "up_proj", "down_proj"]
 
@@ -149,6 +152,58 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         UserError: The architecture is not supported.
     """
     return list(model.get_submodule(_layout_of(model).layers).children())
+
+
+@dataclass(frozen=True)
+class LogitHead:
+    """How a causal language model makes logits of its base model's hidden states.
+
+    `logits = capped(linear(hidden) * scale)` with `capped(x) = softcap * tanh(x / softcap)`, or x where there is no cap.
+
+    Attributes:
+        linear: The output projection, `[vocabulary, hidden]`, with a bias in some.
+        scale: 1 in most.
+        softcap: None in most.
+    """
+
+    linear: nn.Linear
+    scale: float
+    softcap: float | None
+
+
+# What the config says of logits between the projection and the loss. Types not named here have nothing there; that this
+# holds for every supported type is tested against the models' own logits.
+_LOGITS_TIMES = {"cohere": "logit_scale", "cohere2": "logit_scale"}
+_LOGITS_OVER = {"granite": "logits_scaling"}
+_LOGITS_CAPPED = {"gemma2": "final_logit_softcapping", "gemma3_text": "final_logit_softcapping"}
+
+
+def logit_head(model: nn.Module) -> LogitHead:
+    """What stands between the hidden states of `model.base_model` and the logits of `model`.
+
+    Args:
+        model: A plain `AutoModelForCausalLM`, not wrapped.
+
+    Raises:
+        UserError: The architecture is not supported, or something has replaced its output projection.
+    """
+    config: Any = model.config
+    kind = config.model_type
+    if kind not in _LAYOUTS:
+        raise UserError(
+            f"model type {kind!r} ({type(model).__name__}) is not supported: how it makes its logits is not known. "
+            f"Supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    linear = cast("PreTrainedModel", model).get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        raise UserError(
+            f"the output projection of this {kind} model is a {type(linear).__name__}, not a plain linear one: adapters and "
+            "quantisation of it are not supported; leave it as the checkpoint has it"
+        )
+    scale = getattr(config, _LOGITS_TIMES[kind]) if kind in _LOGITS_TIMES else 1.0
+    if kind in _LOGITS_OVER:
+        scale = 1.0 / getattr(config, _LOGITS_OVER[kind])
+    return LogitHead(linear, scale, getattr(config, _LOGITS_CAPPED[kind]) if kind in _LOGITS_CAPPED else None)
 
 
 def _layout_of(model: nn.Module) -> _Layout:

@@ -12,9 +12,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from lape_ds.corpora.streams import Document
+from lape_ds.corpora.streams import NOT_SCORED, Document
 from lape_ds.errors import UserError
 
 
@@ -45,7 +44,7 @@ def score_documents(
     as ZeRO-3's gathers demand.
 
     Args:
-        model: A causal language model, or the engine around one; its training mode is kept.
+        model: A `LanguageModelLoss`, or the engine around one; its training mode is kept.
         documents: The same on every rank.
         prefix_token_id: BOS, or EOS where the tokenizer has no BOS.
         max_length: Tokens of the longest window.
@@ -111,16 +110,15 @@ def _batches(windows: Iterator[_Window], tokens_per_batch: int) -> list[list[_Wi
 @torch.no_grad()
 def _score_batch(model: nn.Module, batch: list[_Window]) -> Tensor:
     """Nats per window, float64 `[B]` on the CPU. Padding is on the right: causal attention never sees it."""
-    device = cast(torch.device, model.device)  # of a model or an engine
+    device = cast(torch.device, model.device)  # of the loss module or an engine
     inputs = nn.utils.rnn.pad_sequence([window.inputs for window in batch], batch_first=True)
     lengths = torch.tensor([len(window.inputs) for window in batch])
     mask = torch.arange(inputs.shape[1]) < lengths[:, None]
-    logits = model(input_ids=inputs.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
-    scores = []
-    for row, window in enumerate(batch):  # row by row: float32 logits of a whole batch would be gigabytes
+    targets = torch.full_like(inputs, NOT_SCORED)
+    for row, window in enumerate(batch):
         stop = len(window.inputs)
-        predicted = logits[row, stop - len(window.targets) : stop].float()
-        scores.append(
-            functional.cross_entropy(predicted, window.targets.to(device), reduction="none").double().sum()
-        )
-    return torch.stack(scores).cpu()
+        targets[row, stop - len(window.targets) : stop] = window.targets
+    _, nll = model(
+        input_ids=inputs.to(device), targets=targets.to(device), attention_mask=mask.long().to(device)
+    )
+    return nll.double().sum(1).cpu()

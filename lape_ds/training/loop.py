@@ -18,10 +18,9 @@ from typing import IO, Any
 import torch
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
-from torch.nn import functional
 
 from lape_ds.corpora.loader import TrainingBlocks
-from lape_ds.corpora.streams import Document
+from lape_ds.corpora.streams import NOT_SCORED, Document
 from lape_ds.errors import UserError
 from lape_ds.model.scoring import bits_per_byte, score_documents
 from lape_ds.recipe import Recipe, TrainSection
@@ -120,13 +119,12 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
     rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
     set_learning_rate(engine, rate)
     micro_batches = _micro_batches(training, step)
-    counted = torch.tensor(
-        [sum(num_targets(labels) for _, labels in micro_batches), int(stop.received)], dtype=torch.float64
-    )
+    scored = sum(int((targets != NOT_SCORED).sum()) for _, targets in micro_batches)
+    counted = torch.tensor([scored, int(stop.received)], dtype=torch.float64)
     num_scored, stopping = sum_over_ranks(counted).tolist()
     nll = torch.zeros((), dtype=torch.float64, device=device())
-    for number, (input_ids, labels) in enumerate(micro_batches):
-        loss = token_nll(engine(input_ids=input_ids, use_cache=False).logits, labels)
+    for number, (input_ids, targets) in enumerate(micro_batches):
+        loss, _ = engine(input_ids=input_ids, targets=targets)
         nll += loss.detach()
         # DeepSpeed means over micro-batches and ranks; the mean wanted is over the scored tokens of the whole batch, or
         # a block that is half padding would count as much as a full one.
@@ -147,24 +145,7 @@ def _micro_batches(training: Training, step: int) -> list[tuple[Tensor, Tensor]]
     per_rank = len(batch) // world_size()
     mine = batch[rank() * per_rank : (rank() + 1) * per_rank]
     tensors = [training.blocks.collate(mine[start : start + size]) for start in range(0, per_rank, size)]
-    return [(part["input_ids"].to(device()), part["labels"].to(device())) for part in tensors]
-
-
-def num_targets(labels: Tensor) -> int:
-    """How many tokens of a batch [B, T] are predicted: every scored one but the first of a block, which nothing precedes."""
-    return int((labels[:, 1:] != -100).sum())
-
-
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of a batch in nats, summed over its scored tokens, fp32.
-
-    Args:
-        logits: [B, T, vocabulary]; position t predicts token t + 1.
-        labels: int64 [B, T], -100 where not scored.
-    """
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-    )
+    return [(part["input_ids"].to(device()), part["targets"].to(device())) for part in tensors]
 
 
 def _refuse_divergence(step: int, **values: float) -> None:

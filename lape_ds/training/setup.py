@@ -29,6 +29,7 @@ from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import decoder_layers, ffn_layers
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
+from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TokenBudget, TrainSection, check_frozen, freeze_recipe
@@ -90,10 +91,11 @@ def set_up(recipe: Recipe) -> Training:
     checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
     model = together(lambda: _load(recipe, folder))
     trained = together(lambda: _prepare(model, train, neurons, checkpoint))
+    loss = together(lambda: LanguageModelLoss(model))
     config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
-    engine = initialize(model, torch_optimizer(trained), config)
+    engine = initialize(loss, torch_optimizer(trained), config)
     if checkpoint is not None:
         trained.load_entries(checkpoint.read, checkpoint.scalars)
     new = CheckpointState(0, base_fingerprint, trained.num_entries, identity, best=None)

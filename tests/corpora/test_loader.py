@@ -113,11 +113,13 @@ def test_collate():
     batch = blocks.collate([("mlt_Latn", 2), ("mlt_Latn", 0)])
     assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
         "input_ids": ((2, 8), torch.int64),
-        "labels": ((2, 8), torch.int64),
+        "targets": ((2, 8), torch.int64),
         "attention_mask": ((2, 8), torch.bool),
     }
     assert batch["attention_mask"].sum(1).tolist() == [4, 8]
-    assert (batch["labels"][~batch["attention_mask"]] == -100).all()
+    # Block 0 begins with BOS; block 2 is padded from position 4 on.
+    following = [[*row[1:], -100] for row in batch["input_ids"].tolist()]
+    assert batch["targets"].tolist() == [following[0][:3] + [-100] * 5, following[1]]
 
 
 @pytest.mark.parametrize(("replay", "share"), [({}, 0.1), ({"eng_Latn": (stream_of(2), 1.0)}, 0.0)])

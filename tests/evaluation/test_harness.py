@@ -21,6 +21,7 @@ from lape_ds.evaluation.harness import build_task, evaluate
 from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.results import TaskResult
 from lape_ds.evaluation.suites import Suite, load_suite, plan
+from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.scoring import score_documents
 from tests.evaluation.conftest import MAX_LENGTH, save_model
 
@@ -122,7 +123,7 @@ def test_bits_per_byte_is_that_of_the_training_loop(model_folder: Path, tmp_path
         for text in texts
     ]
     nll = score_documents(
-        AutoModelForCausalLM.from_pretrained(model_folder),
+        LanguageModelLoss(AutoModelForCausalLM.from_pretrained(model_folder)),
         documents,
         prefix_token_id=tokenizer.bos_token_id,
         max_length=MAX_LENGTH,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lape_ds.corpora.streams import Document
 from lape_ds.errors import UserError
+from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.scoring import bits_per_byte, score_documents
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -50,7 +51,9 @@ def harness_nll(model: PreTrainedModel, tokens: list[int], max_length: int) -> f
 def test_short_document_by_hand(model_type: str) -> None:
     model = tiny_model(model_type)
     documents = random_documents(5, 9, 1)
-    scores = score_documents(model, documents, prefix_token_id=BOS, max_length=32, tokens_per_batch=64)
+    scores = score_documents(
+        LanguageModelLoss(model), documents, prefix_token_id=BOS, max_length=32, tokens_per_batch=64
+    )
     expected = [row_nll(model, [BOS], document.token_ids.tolist()) for document in documents]
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
     assert scores.dtype == torch.float64
@@ -63,7 +66,11 @@ def test_equals_harness_windows(max_length: int, tokens_per_batch: int) -> None:
     model = tiny_model("llama")
     documents = random_documents(0, 1, 6, 7, 8, 9, 14, 15, 16, 17, 33)
     scores = score_documents(
-        model, documents, prefix_token_id=BOS, max_length=max_length, tokens_per_batch=tokens_per_batch
+        LanguageModelLoss(model),
+        documents,
+        prefix_token_id=BOS,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
     )
     expected = [harness_nll(model, document.token_ids.tolist(), max_length) for document in documents]
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
@@ -72,7 +79,7 @@ def test_equals_harness_windows(max_length: int, tokens_per_batch: int) -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 50])
 def test_ranks_share_the_work(world_size: int) -> None:
     """Shares add up to the whole, no window is scored twice, and every rank calls the model equally often."""
-    model = tiny_model("llama")
+    model = LanguageModelLoss(tiny_model("llama"))
     documents = random_documents(3, 12, 40, 7, 25)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(rank))
@@ -98,14 +105,14 @@ def test_ranks_share_the_work(world_size: int) -> None:
 
 
 def test_no_documents_call_nothing() -> None:
-    model = tiny_model("llama")
+    model = LanguageModelLoss(tiny_model("llama"))
     model.register_forward_hook(lambda *_: pytest.fail("the model was run"))
     assert score_documents(model, [], prefix_token_id=BOS, max_length=8, tokens_per_batch=16).shape == (0,)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_mode_is_kept(training: bool) -> None:
-    model = tiny_model("opt", dropout=0.5).train(training)
+    model = LanguageModelLoss(tiny_model("opt", dropout=0.5).train(training))
     documents = random_documents(10)
     scores = [
         score_documents(model, documents, prefix_token_id=BOS, max_length=8, tokens_per_batch=16)
@@ -113,6 +120,7 @@ def test_dropout_is_off_and_mode_is_kept(training: bool) -> None:
     ]
     assert torch.equal(scores[0], scores[1])
     assert model.training is training
+    assert model.model.training is training
 
 
 def test_bits_per_byte() -> None:
