@@ -6,20 +6,22 @@ Between `prepare` and DeepSpeed: which layers must recompute depends on what tra
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lape_ds.model.ffn import decoder_layers
 
 
 def recompute_layers(model: PreTrainedModel, kind: Literal["none", "non_reentrant", "reentrant"]) -> None:
-    """Makes every decoder layer forget its inner activations and compute them again for backward.
+    """Makes decoder layers forget their inner activations and compute them again for backward.
 
-    torch's reentrant kind gives gradients only to a layer whose input asks for one. Where everything before the first
-    trained layer is frozen, that layer's input is made to ask; the ones before it are left out of backward either way.
+    Through the two attributes that transformers' layers have for it, and not its own switch, which makes the embeddings' output
+    ask for a gradient: backward would then go through all layers, also where everything in front of the first trained one is
+    frozen. Layers in front of that one keep nothing anyway and are left alone.
 
     Args:
         model: With `requires_grad` set on what trains.
@@ -27,20 +29,25 @@ def recompute_layers(model: PreTrainedModel, kind: Literal["none", "non_reentran
     """
     if kind == "none":
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": kind == "reentrant"})
+    recompute = partial(checkpoint, use_reentrant=kind == "reentrant")
     layers = decoder_layers(model)
-    inside = {id(param) for layer in layers for param in layer.parameters()}
-    if kind == "non_reentrant" or any(
-        param.requires_grad and id(param) not in inside for param in model.get_input_embeddings().parameters()
-    ):
-        return
-    first: Any = next(layer for layer in layers if any(param.requires_grad for param in layer.parameters()))
-    first._gradient_checkpointing_func = _asking(first._gradient_checkpointing_func)
+    in_layers = {id(param) for layer in layers for param in layer.parameters()}
+    trains_before = any(
+        param.requires_grad and id(param) not in in_layers
+        for param in model.get_input_embeddings().parameters()
+    )
+    first = 0
+    if not trains_before:
+        first = next(i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+    for number, layer in enumerate(layers[first:]):
+        # The reentrant kind gives gradients only to a layer whose input asks for one.
+        needs_asking = kind == "reentrant" and number == 0 and not trains_before
+        layer.gradient_checkpointing = True  # type: ignore[assignment]
+        layer._gradient_checkpointing_func = _asking(recompute) if needs_asking else recompute  # type: ignore[assignment]
 
 
-def _asking(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(checkpoint)
+def _asking(recompute: Callable[..., Any]) -> Callable[..., Any]:
     def run(layer: Callable[..., Any], hidden_states: Tensor, *args: Any) -> Any:
-        return checkpoint(layer, hidden_states.requires_grad_(True), *args)
+        return recompute(layer, hidden_states.requires_grad_(True), *args)
 
     return run
