@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -156,10 +157,12 @@ def test_backward_stops_at_the_first_trained_block() -> None:
     model = tiny_model("llama")
     insert_slices(model, NEURONS)
     asked: dict[int, bool] = {}
+
+    def remember(number: int, _: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        asked[number] = args[0].requires_grad
+
     for number, layer in enumerate(decoder_layers(model)):
-        layer.get_submodule("mlp").register_forward_pre_hook(
-            lambda _, args, number=number: asked.__setitem__(number, args[0].requires_grad)
-        )
+        layer.get_submodule("mlp").register_forward_pre_hook(partial(remember, number))
     loss_of(model)
     assert asked == {0: False, 1: False, 2: True}
 
@@ -169,7 +172,7 @@ def test_backward_stops_at_the_first_trained_block() -> None:
 def test_recomputed_layers_give_the_same_gradients(
     model_type: str, kind: Literal["non_reentrant", "reentrant"]
 ) -> None:
-    settings = {"dropout": 0.0} if model_type == "opt" else {}
+    settings: dict[str, Any] = {"dropout": 0.0} if model_type == "opt" else {}
     expected = compact_gradients(tiny_model(model_type, **settings).train())
     model = tiny_model(model_type, **settings).train()
     trained = insert_slices(model, NEURONS)
