@@ -162,30 +162,35 @@ def _known(values: dict[int, float | None]) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def levels(ranges: Sequence[tuple[float, float]], *, most: int = 7) -> list[float]:
-    """Round levels at which methods can be compared: inside the measured range of at least two (of the one, if alone).
+def levels(ranges: Sequence[tuple[float, float]], *, most: int) -> list[float]:
+    """Round levels at which methods can be compared: in the measured range of at least two, or else of any.
 
-    Of 0, ±0.005, ±0.01, ±0.02, ±0.05, …; where these are too coarse, multiples of a round step.
+    Of 0, ±0.001, ±0.002, ±0.005, ±0.01, …, the larger ones before the smaller; where fewer than three of these fit, multiples of
+    a round step.
 
     Args:
         ranges: Lowest and highest value of each method.
         most: How many at most.
+
+    Returns:
+        Rising; empty if the ranges are so narrow that they hold no round number.
     """
-    needed = min(2, len(ranges))
-
-    def is_shared(level: float) -> bool:
-        return sum(low <= level <= high for low, high in ranges) >= needed
-
     magnitudes = [float(f"{digit}e{power}") for power in range(-3, 3) for digit in (1, 2, 5)]
-    found = [level for level in (0.0, *magnitudes, *(-m for m in magnitudes)) if is_shared(level)]
-    if len(found) < 3 and ranges:
-        ends = sorted(end for pair in ranges for end in pair)
-        step = _round_step((ends[-1] - ends[0]) / most)
-        multiples = range(math.ceil(ends[0] / step), math.floor(ends[-1] / step) + 1)
-        found = [round(number * step, 6) for number in multiples if is_shared(round(number * step, 6))]
-    # The smallest ones apart from 0 go first: near 0 they say the same.
-    found.sort(key=lambda level: (level != 0, -abs(level)))
-    return sorted(found[:most])
+    rounded = [0.0, *(sign * magnitude for magnitude in reversed(magnitudes) for sign in (1, -1))]
+    ends = [end for pair in ranges for end in pair]
+    step = _round_step((max(ends) - min(ends)) / most)
+    multiples = [
+        round(number * step, 6)
+        for number in range(math.ceil(min(ends) / step), math.floor(max(ends) / step) + 1)
+    ]
+    for needed in (2, 1):
+        for candidates, enough in ((rounded, 3), (multiples, 1)):
+            found = [
+                level for level in candidates if sum(low <= level <= high for low, high in ranges) >= needed
+            ]
+            if len(found) >= enough:
+                return sorted(found[:most])
+    return []
 
 
 def _round_step(width: float) -> float:

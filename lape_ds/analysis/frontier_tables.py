@@ -18,9 +18,10 @@ from lape_ds.recipe import rate_label
 _MOST_LEVELS = 6  # columns that a terminal has room for
 OUTSIDE = "–"
 CAPTION = (
-    "bits per byte of held-out text, read off each method's frontier; ± half the range over the frontiers of single seeds; "
-    f"{OUTSIDE} outside what was measured"
+    "Bits per byte of held-out text, read off each method's frontier; ± half the range over the frontiers of single seeds; "
+    f"{OUTSIDE} outside what was measured."
 )
+NO_LEVEL = "Nothing to compare: no round level lies in what was measured; give sweep.variants more rates."
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def level_tables(results: SweepResults) -> list[LevelTable]:
         value: Callable[[MethodFrontier, float], At],
         lower_is_better: bool,
     ) -> LevelTable:
-        columns = levels([measured(mean) for _, mean in compared], most=_MOST_LEVELS)
+        columns = levels([measured(mean) for _, mean in compared], most=_MOST_LEVELS) if compared else []
         rows = [(method.name, [value(method, level) for level in columns]) for method, _ in compared]
         return LevelTable(title, columns, rows, lower_is_better)
 
@@ -89,8 +90,8 @@ def level_heading(table: LevelTable, level: float) -> str:
 
 
 def rich_table(table: LevelTable) -> Table:
-    """For the terminal; value and spread on two lines, so that six levels fit."""
-    shown = Table(title=table.title, title_justify="left", caption=CAPTION, caption_justify="left")
+    """For the terminal, without its title; value and spread on two lines, so that six levels fit."""
+    shown = Table()
     shown.add_column("variant", no_wrap=True)
     for level in table.levels:
         shown.add_column(level_heading(table, level), justify="right", no_wrap=True)
@@ -123,7 +124,8 @@ def markdown(results: SweepResults, tables: Sequence[LevelTable]) -> str:
                 for column, at in enumerate(row)
             ]
             body.append([name, *cells])
-        parts += [f"## {table.title}", _pipe_table(head, body), f"{CAPTION[0].upper()}{CAPTION[1:]}."]
+        parts += [f"## {table.title}", _pipe_table(head, body) if table.levels else NO_LEVEL]
+    parts.append(CAPTION)
     parts += [
         "## Every point",
         _pipe_table(*_points(results)),

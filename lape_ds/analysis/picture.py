@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -53,7 +54,8 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     figure.suptitle(
         f"Gain and forgetting by method, {results.target_names}", x=0.01, ha="left", weight="bold"
     )
-    figure.savefig(path, format=format, dpi=160)
+    with rc_context({"svg.hashsalt": "lape-ds"}):  # the same runs give the same file
+        figure.savefig(path, format=format, dpi=160, metadata={"Date": None} if format == "svg" else None)
 
 
 def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
@@ -61,7 +63,7 @@ def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
     forgotten = [
         abs(rate.mean.forgetting) for method in methods for rate in method.rates if rate.mean is not None
     ]
-    linear = max(1e-3, median(forgotten))
+    linear = max(1e-3, median(forgotten)) if forgotten else 1.0
     axes.set_xscale("asinh", linear_width=linear)
     magnitudes = [float(f"{digit}e{power}") for power in range(-4, 3) for digit in (1, 2, 5)]
     axes.set_xticks([0, *(sign * m for m in magnitudes if m > linear / 8 for sign in (1, -1))])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from lape_ds.analysis.frontier_tables import as_json, level_tables, markdown, rich_table
+from lape_ds.analysis.frontier_tables import CAPTION, NO_LEVEL, as_json, level_tables, markdown, rich_table
 from lape_ds.analysis.picture import draw_frontier
 from lape_ds.analysis.sweep_results import read_sweep
 from lape_ds.recipe import Recipe
@@ -30,9 +30,10 @@ def report_frontier(recipe: Recipe) -> None:
     write_json(folder / "frontier.json", as_json(results, tables))
     console = Console()
     for table in tables:
-        console.print(rich_table(table))
+        console.print(f"\n[bold]{table.title}[/]", soft_wrap=True)  # above the table, which is narrower
+        console.print(rich_table(table) if table.levels else NO_LEVEL)
+    console.print(CAPTION)
     for note in results.notes:
-        console.print(note, markup=False)
-    console.print(
-        f"picture, every point and all numbers: {folder}/frontier.png, .svg, .md, .json", soft_wrap=True
-    )
+        console.print(note)
+    where = f"picture, every point and all numbers: {folder}/frontier.png, .svg, .md, .json"
+    console.print(where, soft_wrap=True, highlight=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lape_ds.errors import UserError
 from lape_ds.recipe.loading import validate
 from lape_ds.recipe.sections import Recipe
 from lape_ds.recipe.source_text import SourceText
@@ -44,6 +45,10 @@ def sweep_runs(recipe: Recipe) -> list[SweepRun]:
     Raises:
         UserError: What a variant sets does not fit the recipe.
     """
+    if recipe.train.wandb is not None:
+        raise UserError(
+            "train.wandb: one process trains many runs of a sweep, which W&B would take for one; set train.wandb=null"
+        )
     sweep = recipe.sweep or SweepSection()
     data = recipe.model_dump(mode="json")
     return [

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from lape_ds.errors import Diverged
 from lape_ds.recipe import Recipe, SweepRun, SweepSection, sweep_runs
@@ -33,23 +34,45 @@ def train_sweep(recipe: Recipe) -> bool:
     start()
     stop = StopRequest()
     keep_checkpoints = (recipe.sweep or SweepSection()).keep_checkpoints
-    base_bits: dict[str, float] | None = None
+    base = _Base()
     for run in sweep_runs(recipe):
         with _claimed(run) as mine:
             if not mine:
                 continue
             _tell(f"== {run.label} ({run.run_dir})")
             training = set_up(run.recipe)
-            training.keep_checkpoints, training.base_bits = keep_checkpoints, base_bits
+            training.keep_checkpoints = keep_checkpoints
+            training.base_bits = base.bits_on(training)
             done = _train(training, stop)
-            # All runs begin with the same model and are measured on the same text.
-            base_bits = training.base_bits
+            base.remember(training)
             _take_down(training)
             del training
             gc.collect()
             if not done:
                 return False
     return True
+
+
+@dataclass
+class _Base:
+    """What the model measures before training: the same for every run, as long as that is on the same text."""
+
+    text: dict[str, list[int]] | None = None
+    bits: dict[str, float] | None = None
+
+    def bits_on(self, training: Training) -> dict[str, float] | None:
+        return self.bits if self.text == _heldout_text(training) else None
+
+    def remember(self, training: Training) -> None:
+        self.text, self.bits = _heldout_text(training), training.base_bits
+
+
+def _heldout_text(training: Training) -> dict[str, list[int]]:
+    """Bytes of each held-out document: a run that replays much of a language may leave less of it to measure on."""
+    return {
+        code: [document.num_bytes for document in heldout.documents]
+        for code, heldout in training.heldout.items()
+    }
 
 
 @contextmanager
