@@ -50,7 +50,7 @@ class LevelTable:
         """A value and its spread, `between` between them."""
         if at.mean is None:
             return OUTSIDE
-        value = f"{at.mean:+.3f}" if self.lower_is_better else f"{at.mean:.3f}"
+        value = _signed(at.mean) if self.lower_is_better else f"{at.mean:.3f}"
         return value if at.spread is None else f"{value}{between}±{at.spread:.3f}"
 
 
@@ -86,7 +86,7 @@ def level_tables(results: SweepResults) -> list[LevelTable]:
 
 def level_heading(table: LevelTable, level: float) -> str:
     """A column's heading."""
-    return f"{level:g}" if table.lower_is_better else f"{level:+g}"
+    return f"{level:g}" if table.lower_is_better or level == 0 else f"{level:+g}"
 
 
 def rich_table(table: LevelTable) -> Table:
@@ -155,11 +155,15 @@ def point_texts(rate: RatePoint) -> tuple[str, str]:
     points = rate.by_seed.values()
     gains, changes = [point.gain for point in points], [point.forgetting for point in points]
     if len(points) == 1:
-        return f"{gains[0]:.3f}", f"{changes[0]:+.3f}"
+        return f"{gains[0]:.3f}", _signed(changes[0])
     return (
         f"{rate.mean.gain:.3f} ±{(max(gains) - min(gains)) / 2:.3f}",
-        f"{rate.mean.forgetting:+.3f} ±{(max(changes) - min(changes)) / 2:.3f}",
+        f"{_signed(rate.mean.forgetting)} ±{(max(changes) - min(changes)) / 2:.3f}",
     )
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
 def seeds_text(rate: RatePoint) -> str:

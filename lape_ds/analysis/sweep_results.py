@@ -79,7 +79,8 @@ def read_sweep(recipe: Recipe) -> SweepResults:
         targets=tuple(targets),
         others=tuple(others),
         trained_parameters={run.variant: found.facts["trained_parameters"] for run, found in finished},
-        parameters=finished[0][1].facts["parameters"],
+        # Some methods count weights of their own beside the model's.
+        parameters=min(found.facts["parameters"] for _, found in finished),
         model_fingerprint=fingerprints.pop(),
         num_runs=len(runs),
         notes=tuple(_notes(len(runs), finished)),

@@ -63,7 +63,10 @@ def _run_recipe(data: Mapping[str, Any], sweep: SweepSection, number: int, rate:
     variant = sweep.variants[number]
     place = f"sweep.variants.{number} ({variant.name})"
     content = SourceText(_copy(data), {(): place})
-    for key, value in {**sweep.set, **variant.set, **_of_run(variant, rate, seed)}.items():
+    settings = {**sweep.set, **variant.set, **_of_run(variant, rate, seed)}
+    if sweep.num_ranks is not None:
+        settings["launch.num_ranks"] = sweep.num_ranks
+    for key, value in settings.items():
         content.put(key.split("."), value, origin=f"{place}: {key}")
     derived = validate(content)
     if derived.train.heldout.languages:

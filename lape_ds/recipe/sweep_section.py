@@ -12,11 +12,14 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from lape_ds.recipe.base import NAME, Section
 
-# A decade around the rate that the paper gives each method (arXiv 2510.13580: 1e-4 for the subnetwork and LoRA, 1e-5 for
-# full and FFN-only), where none are given.
+# Where none are given: a decade around the rate that the paper gives each method (arXiv 2510.13580: 1e-4 for the subnetwork and
+# LoRA, 1e-5 for full and FFN-only).
 DEFAULT_RATES: dict[str, tuple[float, ...]] = {
     "subnetwork": (3e-5, 1e-4, 3e-4),
     "random": (3e-5, 1e-4, 3e-4),
+    "topk": (3e-5, 1e-4, 3e-4),
+    "lora": (3e-5, 1e-4, 3e-4),
+    "ia3": (3e-5, 1e-4, 3e-4),
     "ffn": (3e-6, 1e-5, 3e-5),
     "full": (3e-6, 1e-5, 3e-5),
 }
@@ -103,7 +106,8 @@ class SweepSection(Section):
     # Of a run: the order of the text, the neurons of `random`, the initial values of LoRA.
     seeds: Annotated[list[int], AfterValidator(_distinct_seeds)] = Field(default=[0, 1], min_length=1)
     set: Settings = {}  # of every run, before the variant's own
-    workers: PositiveInt = 1  # runs side by side, each on launch.num_ranks ranks
+    workers: PositiveInt = 1  # runs side by side
+    num_ranks: PositiveInt | None = None  # of each worker; None: launch.num_ranks
     keep_checkpoints: bool = False  # of finished runs; without them no run can be exported
 
     @model_validator(mode="after")

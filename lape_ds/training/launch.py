@@ -171,25 +171,21 @@ def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> lis
     return ["--include", f"localhost:{','.join(visible.split(',')[:num_ranks])}"]
 
 
-def worker_options(num_ranks: int | None, worker: int, num_workers: int) -> list[str]:
-    """Launcher options of one of several trainings side by side: ranks of its own, on GPUs of its own.
+def options_of_workers(num_workers: int, num_ranks: int | None) -> list[list[str]]:
+    """Launcher options of trainings side by side: ranks of their own, on GPUs of their own.
 
-    Raises:
-        UserError: There are not enough GPUs.
+    Fewer workers than asked for where there are not GPUs enough: the same recipe runs on a laptop and on a server.
     """
-    if num_workers == 1:
-        return _ranks_option(num_ranks, [])
     if not torch.cuda.is_available():
-        return ["--num_gpus", str(num_ranks or 1)]
+        return [["--num_gpus", str(num_ranks or 1)]] * num_workers
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    each = num_ranks or max(1, len(gpus) // num_workers)
-    if each * num_workers > len(gpus):
-        raise UserError(
-            f"sweep.workers: {num_workers} workers of {each} ranks need {each * num_workers} GPUs, {len(gpus)} are here; "
-            "lower sweep.workers or launch.num_ranks"
-        )
-    return ["--include", f"localhost:{','.join(gpus[worker * each : (worker + 1) * each])}"]
+    num_workers = min(num_workers, max(1, len(gpus) // (num_ranks or 1)))
+    each = min(num_ranks or len(gpus), len(gpus) // num_workers)
+    return [
+        ["--include", f"localhost:{','.join(gpus[number * each : (number + 1) * each])}"]
+        for number in range(num_workers)
+    ]
 
 
 def _port_option(launcher_options: Sequence[str]) -> list[str]:

@@ -38,23 +38,18 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
         check_frozen(run.recipe, run.run_dir, sections=RUN_SECTIONS)
     if all(read_finished(run.run_dir) is not None for run in runs):
         return
-    from lape_ds.training.launch import launcher_command, run_launchers, worker_options
+    from lape_ds.training.launch import launcher_command, options_of_workers, run_launchers
 
-    num_workers = (recipe.sweep or SweepSection()).workers
+    num_ranks = runs[0].recipe.launch.num_ranks
+    workers = options_of_workers((recipe.sweep or SweepSection()).workers, num_ranks)
     recipe.sweep_dir.mkdir(parents=True, exist_ok=True)
-    logs = [recipe.sweep_dir / f"worker-{number}.log" for number in range(num_workers)]
+    logs = [recipe.sweep_dir / f"worker-{number}.log" for number in range(len(workers))]
     print(f"{len(runs)} runs; what their ranks say goes to {logs[0].with_stem('worker-*')}", file=sys.stderr)
-    commands = [
-        launcher_command(
-            worker_options(recipe.launch.num_ranks, number, num_workers),
-            ["--sweep", recipe_path, *overrides],
-        )
-        for number in range(num_workers)
-    ]
+    commands = [launcher_command(options, ["--sweep", recipe_path, *overrides]) for options in workers]
     watch = _Watch(runs)
     with Progress("Sweep", total=len(runs), unit="runs", done=sum(watch.done.values())) as watch.bar:
         code = run_launchers(
-            commands, logs=logs, environment=_shared_cores(recipe, num_workers), watch=watch.look
+            commands, logs=logs, environment=_shared_cores(len(workers), num_ranks or 1), watch=watch.look
         )
         watch.look(now=True)
     if code:
@@ -93,12 +88,11 @@ def _part_done(run_dir: Path) -> float:
     return min(0.99, lines[-1]["step"] / facts["total_steps"]) if lines else 0.0
 
 
-def _shared_cores(recipe: Recipe, num_workers: int) -> dict[str, str]:
+def _shared_cores(num_workers: int, num_ranks: int) -> dict[str, str]:
     """Without a GPU the workers share this machine's cores; the ranks of one share them among themselves (ranks.py)."""
     if num_workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
-    num_processes = num_workers * (recipe.launch.num_ranks or 1)
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_processes))}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // (num_workers * num_ranks)))}
 
 
 def _tell_failure(code: int, logs: Sequence[Path]) -> None:
