@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="lape-ds",
     help="Find the neurons of one language and fine-tune only those, under DeepSpeed.\n\n"
-    "The way: pretrain (quickstart only), corpus, identify, train, export, eval, summary.",
+    "The way: pretrain (quickstart only), corpus, identify, train, export, eval, summary; sweep to compare "
+    "methods.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -160,6 +161,20 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     from lape_ds.training.launch import launch_training
 
     launch_training(recipe, overrides or [])
+
+
+@app.command()
+def sweep(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Train every method at several learning rates and seeds, and draw what each gains and forgets.
+
+    Example: lape-ds sweep recipes/quickstart.yaml sweep.seeds=[0,1,2]
+    """
+    loaded = _load(recipe, overrides)
+    from lape_ds.analysis.report import report_frontier
+    from lape_ds.training.sweep_launch import launch_sweep
+
+    launch_sweep(loaded, recipe, overrides or [])
+    report_frontier(loaded)
 
 
 @app.command()

@@ -20,7 +20,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
     return caught.value.code
 
 
-STAGES = ("pretrain", "corpus", "identify", "train", "export", "eval", "summary", "languages")
+STAGES = ("pretrain", "corpus", "identify", "train", "sweep", "export", "eval", "summary", "languages")
 NEURONS = ("show", "overlap", "import", "export")
 
 

@@ -3,6 +3,7 @@
 First room on the data's way: `load_recipe` at the start of every stage, `freeze_recipe` before it writes.
 """
 
+from lape_ds.recipe.base import Section
 from lape_ds.recipe.freezing import check_frozen, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.sections import (
@@ -24,11 +25,12 @@ from lape_ds.recipe.sections import (
     Recipe,
     ReplaySection,
     ScheduleSection,
-    Section,
     Source,
     TokenBudget,
     TrainSection,
 )
+from lape_ds.recipe.sweep_runs import SweepRun, sweep_runs
+from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
 
 __all__ = [
     "CLDRSource",
@@ -51,10 +53,15 @@ __all__ = [
     "ScheduleSection",
     "Section",
     "Source",
+    "SweepRun",
+    "SweepSection",
+    "SweepVariant",
     "TokenBudget",
     "TrainSection",
     "check_frozen",
     "freeze_recipe",
     "load_recipe",
+    "rate_label",
+    "sweep_runs",
     "to_yaml",
 ]

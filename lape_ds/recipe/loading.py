@@ -124,9 +124,10 @@ def _unknown_key(keys: KeyPath, source: SourceText) -> str:
 def _section_keys(parents: Sequence[str | int], data: Any) -> list[str]:
     """The keys of the section at `parents`; for a source, those of its kind."""
     models: list[type[BaseModel]] = [Recipe]
-    for part in map(str, parents):
-        annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        # Below a mapping by language the key is free: the section stays.
+    for part in parents:
+        fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
+        annotations = [field.annotation for field in fields]
+        # Below a mapping by language, or in a list, the key is free: the section stays.
         models = [found for annotation in annotations for found in _models_in(annotation)] or models
         data = data[part]
     kind = data.get("kind") if isinstance(data, dict) else None

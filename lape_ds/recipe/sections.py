@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -22,7 +20,9 @@ from pydantic import (
 )
 
 from lape_ds.languages import find_language
+from lape_ds.recipe.base import NAME, Section
 from lape_ds.recipe.engine_keys import check_engine_keys
+from lape_ds.recipe.sweep_section import SweepSection
 
 Value = TypeVar("Value")
 
@@ -64,12 +64,6 @@ LanguageCode = Annotated[str, BeforeValidator(_language_code)]
 LanguageCodes = Annotated[list[LanguageCode], AfterValidator(_distinct)]
 ByLanguage = Annotated[dict[LanguageCode, Value], BeforeValidator(_distinct_keys)]
 TokenBudget = PositiveInt | Literal["all"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LanguagesSection(Section):
@@ -213,8 +207,8 @@ class HeldOutSection(Section):
 class TrainSection(Section):
     """One training run."""
 
-    # None: the method's name
-    run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    # None: the method's name. With slashes: folders within folders.
+    run_name: str | None = Field(default=None, pattern=f"^{NAME}(/{NAME})*$")
     method: Literal["subnetwork", "random", "topk", "full", "ffn", "lora", "ia3"] = "subnetwork"
     engine: Literal["compact", "masked"] = "compact"  # of the methods that train neurons
     neurons: Path | None = None  # None: <output_dir>/identify/neurons.safetensors
@@ -339,7 +333,7 @@ class EvalSection(Section):
 class Recipe(Section):
     """A whole recipe. `lape-ds <stage> RECIPE key=value …` loads one with `load_recipe`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     seed: int = 0
     output_dir: Path
     languages: LanguagesSection
@@ -350,6 +344,7 @@ class Recipe(Section):
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     launch: LaunchSection = LaunchSection()
     eval: EvalSection = EvalSection()
+    sweep: SweepSection | None = None  # None: every method at its own rates
 
     @property
     def identify_dir(self) -> Path:
@@ -363,6 +358,11 @@ class Recipe(Section):
             f"-seed{self.train.random_seed}" if self.train.method == "random" else ""
         )
         return self.output_dir / "train" / (self.train.run_name or method)
+
+    @property
+    def sweep_dir(self) -> Path:
+        """Where `sweep` writes the frontier; its runs are training runs and lie with these."""
+        return self.output_dir / "sweep"
 
     @property
     def needs_neurons(self) -> bool:

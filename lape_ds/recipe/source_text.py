@@ -7,6 +7,7 @@ number, `010` and `1:30` are strings; no tags, no merge keys.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ class SourceText:
                 f"override {override!r} must read key=value, e.g. train.optimizer.learning_rate=1e-4"
             )
         parsed = parse_yaml(value, origin=f"override {override!r}", line_numbers=False)
+        self.put(keys, parsed.data, origin=f"override {override!r}")
+
+    def put(self, keys: Sequence[str], value: Any, *, origin: str) -> None:
+        """Gives the key at `keys` a value; mappings above it that are not there yet are made.
+
+        Args:
+            keys: From the top of the recipe.
+            value: Plain data.
+            origin: Its place, for errors.
+
+        Raises:
+            UserError: A key above it is no mapping.
+        """
         here = self.data
         for depth, key in enumerate(keys[:-1]):
             if here.get(key) is None:
@@ -87,14 +101,14 @@ class SourceText:
             here = here[key]
             if not isinstance(here, dict):
                 raise UserError(
-                    f"override {override!r}: {'.'.join(keys[: depth + 1])} is {here!r}, which has no keys; "
+                    f"{origin}: {'.'.join(keys[: depth + 1])} is {here!r}, which has no keys; "
                     "override it as a whole"
                 )
-        here[keys[-1]] = parsed.data
+        here[keys[-1]] = value
         stale = [path for path in self.places if path[: len(keys)] == tuple(keys)]
         for path in stale:
             del self.places[path]
-        self.places[tuple(keys)] = f"override {override!r}"
+        self.places[tuple(keys)] = origin
 
 
 def read_yaml(path: Path) -> SourceText:

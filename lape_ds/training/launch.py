@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +23,8 @@ from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.resources import asset
 from lape_ds.training.main import STOPPED
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def launch_training(
@@ -40,38 +44,74 @@ def launch_training(
         SystemExit: With the ranks' exit code, if it is not 0.
     """
     recipe = load_recipe(recipe_path, overrides)
-    options = [
-        *_ranks_option(recipe.launch.num_ranks, launcher_options),
-        *_port_option(launcher_options),
-        *launcher_options,
-    ]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", *options]
-    command = [*launcher, str(asset("launch/train.sh")), recipe_path, *overrides]
-    code = _run(command)
+    options = [*_ranks_option(recipe.launch.num_ranks, launcher_options), *launcher_options]
+    code = run_launchers([launcher_command(options, [recipe_path, *overrides])])
     if code:
         raise SystemExit(code)
 
 
-def _run(command: Sequence[str]) -> int:
-    """Runs the launcher to its end; returns its exit code, or `STOPPED` after SIGINT, SIGTERM or SIGHUP.
+def launcher_command(options: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The command that starts ranks of `launch/train.sh` with these arguments, on a port of their own."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
+    return [*launcher, *_port_option(options), *options, str(asset("launch/train.sh")), *arguments]
 
-    These are passed on to the ranks alone, which keep a checkpoint and end, and the launcher with them. It would itself die of
-    them at once and leave its ranks behind, so it runs in a session of its own, out of the reach of Ctrl-C.
+
+def run_launchers(
+    commands: Sequence[Sequence[str]],
+    *,
+    logs: Sequence[Path] | None = None,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] = lambda: None,
+) -> int:
+    """Runs launchers side by side to their end; if one fails, the others are stopped.
+
+    SIGINT, SIGTERM and SIGHUP are passed on to the ranks alone, which keep a checkpoint and end, and the launcher with them. It
+    would itself die of them at once and leave its ranks behind, so it runs in a session of its own, out of the reach of Ctrl-C.
+
+    Args:
+        commands: Of `launcher_command`.
+        logs: Where each one's output goes; None: to ours.
+        environment: What is added to the ranks' environment.
+        watch: Called several times a second meanwhile.
+
+    Returns:
+        The exit code of the first that failed, else 0; `STOPPED` after a signal.
     """
-    launcher = subprocess.Popen(command, env=_environment(), start_new_session=True)
-    stopping = False
+    launchers: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as files:
+        for number, command in enumerate(commands):
+            output = None if logs is None else files.enter_context(logs[number].open("wb"))
+            launchers.append(
+                subprocess.Popen(
+                    command,
+                    env=_environment() | dict(environment or {}),
+                    start_new_session=True,
+                    stdout=output,
+                    stderr=output,
+                )
+            )
+    with _passing_signals_on(launchers) as stopping:
+        told = False
+        while any(launcher.poll() is None for launcher in launchers):
+            if not told and any(launcher.returncode for launcher in launchers):
+                told = True
+                _stop_ranks(launchers)
+            watch()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if stopping:
+        return STOPPED
+    codes = [launcher.returncode for launcher in launchers if launcher.returncode]
+    return next((code for code in codes if code != STOPPED), 0)
+
+
+@contextmanager
+def _passing_signals_on(launchers: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Gives the signals that have come, a list that fills while the launchers run."""
+    came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-        try:
-            runner = psutil.Process(launcher.pid)
-            on_this_node = runner.children()
-            ranks = [rank for one in on_this_node for rank in one.children()]
-            for process in ranks or [*on_this_node, runner]:
-                process.terminate()
-        except psutil.NoSuchProcess:  # has just ended
-            pass
+        came.append(number)
+        _stop_ranks(launchers)
 
     wanted = [
         number
@@ -80,11 +120,22 @@ def _run(command: Sequence[str]) -> int:
     ]
     before = {number: signal.signal(number, stop) for number in wanted}
     try:
-        code = launcher.wait()
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return STOPPED if stopping else code
+
+
+def _stop_ranks(launchers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for launcher in launchers:
+        try:
+            runner = psutil.Process(launcher.pid)
+            on_this_node = runner.children()
+            ranks = [rank for one in on_this_node for rank in one.children()]
+            for process in ranks or [*on_this_node, runner]:
+                process.terminate()
+        except psutil.NoSuchProcess:  # has just ended
+            pass
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -118,6 +169,23 @@ def _ranks_option(num_ranks: int | None, launcher_options: Sequence[str]) -> lis
         return ["--num_gpus", str(num_ranks)]
     # With --num_gpus the launcher forgets the variable and takes GPU 0 on, which may be somebody else's.
     return ["--include", f"localhost:{','.join(visible.split(',')[:num_ranks])}"]
+
+
+def options_of_workers(num_workers: int, num_ranks: int | None) -> list[list[str]]:
+    """Launcher options of trainings side by side: ranks of their own, on GPUs of their own.
+
+    Fewer workers than asked for where there are not GPUs enough: the same recipe runs on a laptop and on a server.
+    """
+    if not torch.cuda.is_available():
+        return [["--num_gpus", str(num_ranks or 1)]] * num_workers
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    num_workers = min(num_workers, max(1, len(gpus) // (num_ranks or 1)))
+    each = min(num_ranks or len(gpus), len(gpus) // num_workers)
+    return [
+        ["--include", f"localhost:{','.join(gpus[number * each : (number + 1) * each])}"]
+        for number in range(num_workers)
+    ]
 
 
 def _port_option(launcher_options: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.streams import NOT_SCORED, Document
-from lape_ds.errors import UserError
+from lape_ds.errors import Diverged
 from lape_ds.model.scoring import bits_per_byte, score_documents
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import Progress
@@ -59,6 +59,8 @@ class Training:
     total_steps: int
     state: CheckpointState
     saved_step: int | None = None  # of the newest checkpoint that this process took part in writing
+    keep_checkpoints: bool = True  # False: only as long as the run may have to go on from one
+    base_bits: dict[str, float] | None = None  # held out, before the first step; measured if not known yet
 
     @property
     def train(self) -> TrainSection:
@@ -88,7 +90,18 @@ def run_training(training: Training, stop: StopRequest) -> bool:
 
     Returns:
         Whether the end was reached; False after a stop request, with a checkpoint of the last step taken.
+
+    Raises:
+        Diverged: A loss, a norm or a weight is no longer finite; the metrics say so too.
     """
+    try:
+        return _run_steps(training, stop)
+    except Diverged as error:
+        training.metrics.write(training.state.step, {"diverged": str(error)})
+        raise
+
+
+def _run_steps(training: Training, stop: StopRequest) -> bool:
     first = training.state.step
     with Progress("Training", total=training.total_steps, unit="steps", done=first) as bar:
         if first == 0:
@@ -104,7 +117,8 @@ def run_training(training: Training, stop: StopRequest) -> bool:
             last = step + 1 == training.total_steps
             if last or (step + 1) % training.train.heldout.every_steps == 0:
                 _measure(training)
-            if last or stopping or (step + 1) % training.train.checkpoint_every_steps == 0:
+            due = stopping or (step + 1) % training.train.checkpoint_every_steps == 0
+            if training.keep_checkpoints if last else due:
                 _save(training, "last")
             if stopping and not last:
                 return False
@@ -152,7 +166,7 @@ def _refuse_divergence(step: int, **values: float) -> None:
     """Every rank must pass the same values, so that all of them stop."""
     for name, value in values.items():
         if not math.isfinite(value):
-            raise UserError(
+            raise Diverged(
                 f"step {step}: {name} is {value}: training has diverged; go on with a lower "
                 "train.optimizer.learning_rate and another train.run_name (what was kept of this run stays)"
             )
@@ -162,15 +176,19 @@ def _measure(training: Training) -> None:
     """Held-out bits per byte of every measured language; keeps the best checkpoint."""
     if not training.heldout:
         return
-    bits = {code: _heldout_bits(training, heldout) for code, heldout in training.heldout.items()}
     step = training.state.step
+    bits = training.base_bits if step == 0 else None
+    if bits is None:
+        bits = {code: _heldout_bits(training, heldout) for code, heldout in training.heldout.items()}
+    if step == 0:
+        training.base_bits = bits
     _refuse_divergence(step, **{f"held-out {code}": value for code, value in bits.items()})
     training.metrics.write(step, {"heldout_bits_per_byte": bits})
     own = training.recipe.trained_languages
     mean = sum(bits[code] for code in own) / len(own)
     if training.state.best is None or mean < training.state.best["bits_per_byte"]:
         training.state = replace(training.state, best={"step": step, "bits_per_byte": mean})
-        if step > 0:
+        if step > 0 and training.keep_checkpoints:
             _save(training, "best", bits_per_byte=mean)
 
 

@@ -1,6 +1,7 @@
 """What every rank runs: the Python half of `launch/train.sh`.
 
-The launcher gives `--local_rank=N RECIPE key=value …`; the rest stands in the environment.
+The launcher gives `--local_rank=N RECIPE key=value …`, with `--sweep` before the recipe for all runs of its sweep; the rest
+stands in the environment.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     quiet_deepspeed()
     from lape_ds.training import ranks
 
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     try:
-        return _train([argument for argument in arguments if not argument.startswith("--local_rank")])
+        return _sweep(arguments[1:]) if arguments[:1] == ["--sweep"] else _train(arguments)
     except UserError as error:
         if ranks.rank() > 0:
             time.sleep(2)  # most mistakes are seen by all ranks at once: let the first one tell
@@ -60,6 +62,13 @@ def _train(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
     return 0 if finished else STOPPED
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    from lape_ds.recipe import load_recipe
+    from lape_ds.training.sweep import train_sweep
+
+    return 0 if train_sweep(load_recipe(arguments[0], arguments[1:])) else STOPPED
 
 
 def run(arguments: Sequence[str]) -> None:

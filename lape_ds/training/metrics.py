@@ -32,7 +32,7 @@ class Metrics:
             _keep_until(path, resumed_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes one line; `values` are numbers or dictionaries of numbers."""
+        """Writes one line; `values` are numbers, dictionaries of numbers, or words, which the monitor does not get."""
         if self._path is None:
             return
         with self._path.open("a", encoding="utf-8") as file:
@@ -58,5 +58,8 @@ def _keep_until(path: Path, step: int) -> None:
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     pairs: list[tuple[str, float]] = []
     for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else [(prefix + key, value)]
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}/")
+        elif not isinstance(value, str):
+            pairs.append((prefix + key, value))
     return pairs

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lape_ds.errors import UserError
+from lape_ds.errors import Diverged, UserError
 
 Result = TypeVar("Result")
 
@@ -94,19 +94,22 @@ def together(work: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: Another rank failed; names it. On the failing rank, what `work` raised.
+        Diverged: Another rank raised that.
     """
     result, error = None, None
     try:
         result = work()
     except Exception as raised:  # whatever it is, the others must hear of it before it goes on
         error = raised
-    reports: list[str | None] = [None] * world_size()
-    dist.all_gather_object(reports, None if error is None else f"{type(error).__name__}: {error}")
+    reports: list[tuple[bool, str] | None] = [None] * world_size()
+    mine = None if error is None else (isinstance(error, Diverged), f"{type(error).__name__}: {error}")
+    dist.all_gather_object(reports, mine)
     if error is not None:
         raise error
     for number, report in enumerate(reports):
         if report is not None:
-            raise UserError(f"rank {number} failed: {report}")
+            diverged, told = report
+            raise (Diverged if diverged else UserError)(f"rank {number} failed: {told}")
     return result  # type: ignore[return-value]
 
 

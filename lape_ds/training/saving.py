@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lape_ds.errors import UserError
+from lape_ds.errors import Diverged, UserError
 from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState, checkpoint_name
 from lape_ds.training.ranks import by_first, rank, together
@@ -26,7 +26,8 @@ def save_checkpoint(folder: Path, trained: Trained, state: CheckpointState) -> P
         The checkpoint's folder.
 
     Raises:
-        UserError: A rank could not write, or holds weights that are not finite; earlier checkpoints are as they were.
+        UserError: A rank could not write; earlier checkpoints are as they were.
+        Diverged: A rank holds weights that are not finite; likewise.
     """
     target = folder / checkpoint_name(state.step)
     temporary = folder / f".{target.name}.tmp"
@@ -46,7 +47,7 @@ def _write_rank(folder: Path, trained: Trained) -> None:
     tensors: dict[str, Tensor] = {}
     for held in trained.entry_ranges():
         if not held.masters.isfinite().all():
-            raise UserError(
+            raise Diverged(
                 f"{held.name} is no longer finite: training has diverged, no checkpoint was written; go on with a lower "
                 "train.optimizer.learning_rate and another train.run_name"
             )

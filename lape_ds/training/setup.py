@@ -41,26 +41,8 @@ from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
 from lape_ds.training.ranks import by_first, rank, start, together, world_size
+from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.training.zero import engine_config, initialize
-
-# What decides a run's numbers. Not how they are computed: a run may go on with other ranks, another ZeRO stage, another
-# micro-batch of the same global batch.
-_HOW = {
-    "engine",
-    "micro_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "torch_compile",
-    "checkpoint_every_steps",
-}
-_HOW |= {"resume", "tensorboard", "wandb"}
-_SECTIONS = (
-    "seed",
-    "languages",
-    "model",
-    "corpus",
-    *(f"train.{key}" for key in TrainSection.model_fields if key not in _HOW),
-)
 
 
 def set_up(recipe: Recipe) -> Training:
@@ -78,7 +60,7 @@ def set_up(recipe: Recipe) -> Training:
     neurons = found if train.method in NEURON_METHODS else None
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
-    check_frozen(recipe, run_dir, sections=_SECTIONS)
+    check_frozen(recipe, run_dir, sections=RUN_SECTIONS)
     # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
@@ -208,7 +190,7 @@ def _open_run_folder(recipe: Recipe, run_dir: Path) -> IO[str]:
         ) from None
     if recipe.train.resume == "never" and run_dir.exists():
         shutil.rmtree(run_dir)
-    freeze_recipe(recipe, run_dir, sections=_SECTIONS)
+    freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
     return lock
 
 

@@ -1,0 +1,1 @@
+"""What finished runs say when they are laid side by side; needs no torch."""

@@ -1,0 +1,178 @@
+"""The picture of a sweep: gain against forgetting, every method's points and frontier.
+
+After the frontiers; needs matplotlib and no display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lape_ds.analysis.frontier import MethodFrontier
+from lape_ds.analysis.sweep_results import SweepResults
+
+# Eight colours that people with any colour vision tell apart. Source: Okabe and Ito, Color Universal Design, 2008 (their yellow
+# is too pale on white for a line: a dark grey stands in its place).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#666666")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_LINES = ("-", "--", "-.", ":")
+_LABEL_GAP = 0.05  # of the axes' height
+_LABELS_AT = 1.04  # of the axes' width
+
+
+def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
+    """Draws the picture into a file.
+
+    Args:
+        results: Of the sweep.
+        path: The file.
+        format: `png` or `svg`.
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
+    drawn = [method for method in results.methods if method.mean is not None]
+    _scale_gentle_end(axes, drawn)
+    looks = _looks([method.name for method in drawn])
+    for method in drawn:
+        _draw_method(axes, method, looks[method.name])
+    _label(axes, drawn, looks)
+    axes.set_xlabel(
+        f"mean change of the {len(results.others)} other languages, bits per byte   (right: more forgotten)"
+    )
+    axes.set_ylabel(f"gain on {results.target_names}, bits per byte   (up: better)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"Gain and forgetting by method, {results.target_names}", x=0.01, ha="left", weight="bold"
+    )
+    with rc_context({"svg.hashsalt": "lape-ds"}):  # the same runs give the same file
+        figure.savefig(path, format=format, dpi=160, metadata={"Date": None} if format == "svg" else None)
+
+
+def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
+    """Linear around 0, logarithmic far out: gentle runs, the ones that one would use, are not squeezed into a corner."""
+    forgotten = [
+        abs(rate.mean.forgetting) for method in methods for rate in method.rates if rate.mean is not None
+    ]
+    linear = max(1e-3, median(forgotten)) if forgotten else 1.0
+    axes.set_xscale("asinh", linear_width=linear)
+    magnitudes = [float(f"{digit}e{power}") for power in range(-4, 3) for digit in (1, 2, 5)]
+    axes.set_xticks([0, *(sign * m for m in magnitudes if m > linear / 8 for sign in (1, -1))])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+
+
+@dataclass(frozen=True)
+class _Look:
+    colour: str
+    marker: str
+    line: str
+
+
+def _looks(names: Sequence[str]) -> dict[str, _Look]:
+    """`full+replay` has the colour of `full` and another line; every variant has a marker of its own."""
+    looks: dict[str, _Look] = {}
+    methods = list(dict.fromkeys(name.partition("+")[0] for name in names))
+    seen = dict.fromkeys(methods, 0)
+    for number, name in enumerate(names):
+        method = name.partition("+")[0]
+        round_of_colours, colour = divmod(methods.index(method), len(_COLOURS))
+        line = _LINES[(seen[method] + round_of_colours) % len(_LINES)]
+        looks[name] = _Look(_COLOURS[colour], _MARKERS[number % len(_MARKERS)], line)
+        seen[method] += 1
+    return looks
+
+
+def _draw_method(axes: Axes, method: MethodFrontier, look: _Look) -> None:
+    assert method.mean is not None
+    path = list(_straight([(point.forgetting, point.gain) for point in method.mean.points]))
+    axes.plot(
+        [x for x, _ in path], [y for _, y in path], look.line, color=look.colour, linewidth=1.8, zorder=2
+    )
+    for rate in method.rates:
+        if rate.mean is None:
+            continue
+        axes.errorbar(
+            rate.mean.forgetting,
+            rate.mean.gain,
+            xerr=_error([point.forgetting for point in rate.by_seed.values()], rate.mean.forgetting),
+            yerr=_error([point.gain for point in rate.by_seed.values()], rate.mean.gain),
+            fmt=look.marker,
+            color=look.colour,
+            markersize=6.5,
+            markerfacecolor=look.colour if method.is_on_frontier(rate) else "white",
+            elinewidth=1,
+            zorder=3,
+        )
+
+
+def _straight(pairs: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Points along straight lines, which the scale of the axis bends: what the tables interpolate is what is drawn."""
+    for (x0, y0), (x1, y1) in pairwise(pairs):
+        yield from ((x0 + (x1 - x0) * k / 50, y0 + (y1 - y0) * k / 50) for k in range(50))
+    yield pairs[-1]
+
+
+def _error(values: Sequence[float], mean: float) -> list[list[float]]:
+    """How far the seeds reach below and above their mean."""
+    return [[mean - min(values)], [max(values) - mean]]
+
+
+def _label(axes: Axes, methods: Sequence[MethodFrontier], looks: Mapping[str, _Look]) -> None:
+    """Names every line beside the axes, at the height of its end as far as there is room; a thin line leads there."""
+    axes.autoscale_view()
+    ends = [method.mean.points[-1] for method in methods if method.mean is not None]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [to_axes.transform((end.forgetting, end.gain))[1] for end in ends]
+    for method, end, height in zip(methods, ends, spread_out(heights, gap=_LABEL_GAP), strict=True):
+        look = looks[method.name]
+        axes.annotate(
+            "",
+            xy=(end.forgetting, end.gain),
+            xytext=(_LABELS_AT, height),
+            textcoords="axes fraction",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": look.colour,
+                "linewidth": 0.6,
+                "alpha": 0.5,
+                "shrinkA": 0,
+            },
+            zorder=1,
+        )
+        beside = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot(_LABELS_AT, height, look.marker, color=look.colour, markersize=6.5, **beside)
+        axes.text(_LABELS_AT + 0.015, height, method.name, va="center", **beside)
+
+
+def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Moves heights apart until neighbours are `gap` from each other, as little as possible and in their order.
+
+    Least squares by pooling: what is too near is laid out around its common middle, until no two such groups touch.
+    """
+    groups: list[tuple[list[int], float]] = []  # indices from below, and the height of the group's middle
+    for index in sorted(range(len(heights)), key=lambda index: heights[index]):
+        members, middle = [index], heights[index]
+        while groups:
+            below, below_middle = groups[-1]
+            if middle - below_middle >= gap * (len(below) + len(members)) / 2:
+                break
+            groups.pop()
+            members = below + members
+            middle = (below_middle * len(below) + middle * (len(members) - len(below))) / len(members)
+        groups.append((members, middle))
+    placed = [0.0] * len(heights)
+    for members, middle in groups:
+        for number, index in enumerate(members):
+            placed[index] = middle + gap * (number - (len(members) - 1) / 2)
+    return placed

@@ -1,0 +1,30 @@
+"""A rank of two, for test_ranks.py: what one rank raises, the other must raise alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from lape_ds.errors import Diverged, UserError
+from lape_ds.training.ranks import end, rank, start, together
+
+
+def main() -> None:
+    start()
+
+    def raise_on(number: int, error: Exception) -> None:
+        if rank() == number:
+            raise error
+
+    with pytest.raises(Diverged, match="loss is nan"):
+        together(lambda: raise_on(1, Diverged("loss is nan")))
+    with pytest.raises(UserError, match="disk full") as caught:
+        together(lambda: raise_on(0, UserError("disk full")))
+    assert not isinstance(caught.value, Diverged)
+    with pytest.raises(RuntimeError if rank() == 1 else UserError, match="a bug"):
+        together(lambda: raise_on(1, RuntimeError("a bug")))
+    assert together(rank) == rank()
+    end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Which ranks and GPUs the workers of a sweep get."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lape_ds.training.launch import options_of_workers
+
+
+def test_without_a_gpu_every_worker_has_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert options_of_workers(3, 2) == [["--num_gpus", "2"]] * 3
+    assert options_of_workers(1, None) == [["--num_gpus", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_workers", "num_ranks", "expected"),
+    [
+        (None, 2, 2, ["0,1", "2,3"]),
+        (None, 4, 1, ["0", "1", "2", "3"]),
+        (None, 8, 1, ["0", "1", "2", "3"]),  # never two on one GPU
+        (None, 2, None, ["0,1", "2,3"]),  # all there are
+        (None, 1, None, ["0,1,2,3"]),
+        (None, 2, 8, ["0,1,2,3"]),
+        ("7,5", 2, 1, ["7", "5"]),  # the user's own, not GPU 0 on
+    ],
+)
+def test_every_worker_has_gpus_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    num_workers: int,
+    num_ranks: int | None,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert options_of_workers(num_workers, num_ranks) == [
+        ["--include", f"localhost:{gpus}"] for gpus in expected
+    ]
