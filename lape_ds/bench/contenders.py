@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
-from lape_ds.bench._loss import LanguageModelLoss
 from lape_ds.bench.clone import clone_subnetwork
 from lape_ds.bench.meters import SavedForBackward, count_flops, peak_bytes, storage_bytes
 from lape_ds.bench.shapes import Batch
 from lape_ds.bench.sparse import shira_subnetwork
-from lape_ds.model.ffn import ffn_layers
+from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.recipe import TrainSection
 from lape_ds.subnetwork.methods import prepare, torch_optimizer
+from lape_ds.subnetwork.recomputing import recompute_layers
 
 # What each one is, in the order of the tables.
 METHODS: dict[str, str] = {
@@ -36,8 +36,18 @@ METHODS: dict[str, str] = {
     "compact": "our compact engine",
     "floor": "forward and backward alone: one vector trains, the first layer's input norm",
 }
-WHOLE_WEIGHTS = ("full", "ffn", "masked")  # these write to weights of the model itself
+# These write to the weights of the model itself; compact only what its slices hold, before it multiplies.
+WRITING = ("full", "ffn", "masked", "compact")
 WEIGHT_DECAY = 0.01
+# Those that `prepare` knows, by the recipe's section; LoRA without dropout, which would only slow it down.
+_SECTIONS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "ffn": {"method": "ffn"},
+    "lora_ffn": {"method": "lora", "lora": {"r": 32, "dropout": 0, "targets": "ffn"}},
+    "lora_all": {"method": "lora", "lora": {"r": 16, "dropout": 0, "targets": "all"}},
+    "masked": {"method": "subnetwork", "engine": "masked"},
+    "compact": {"method": "subnetwork", "engine": "compact"},
+}
 
 
 @dataclass(frozen=True)
@@ -125,39 +135,44 @@ def _tensors(state_dict: Mapping[str, Any]) -> list[Tensor]:
 
 
 def contender(
-    name: str, base: nn.Module, neurons: Tensor, *, own_weights: bool, learning_rate: float
+    name: str,
+    base: PreTrainedModel,
+    neurons: Tensor,
+    *,
+    learning_rate: float,
+    own_weights: bool = True,
+    checkpointing: bool = False,
 ) -> Contender:
     """Makes one of `METHODS` on its own copy of a model.
 
     Args:
         name: Of the method.
-        base: A plain causal language model, left as it is. Weights that the method does not move stay shared with it.
+        base: A plain causal language model, left as it is. Weights that the method does not write to stay shared with it.
         neurons: int64 [n, 2] of (layer, index), for the methods that train neurons.
-        own_weights: Methods of `WHOLE_WEIGHTS` get copies of what they move. Else they share it and train at a learning
-            rate of 0.
         learning_rate: Of AdamW.
+        own_weights: Methods of `WRITING` get copies of the weights. Else they share them and train at a learning rate
+            of 0.
+        checkpointing: Layers are recomputed in backward (the non-reentrant kind).
     """
-    shares = name not in WHOLE_WEIGHTS or not own_weights
-    model = _twin(base, shares)
-    if name in ("full", "ffn"):
-        made = _prepared(model, TrainSection(method=name), None)
-    elif name in ("masked", "compact"):
-        made = _prepared(model, TrainSection(method="subnetwork", engine=name), neurons)
+    writes = name in WRITING
+    model = _twin(base, shares=not (writes and own_weights))
+    section = _SECTIONS.get(name)
+    if section is not None:
+        trained = prepare(model, TrainSection(**section), neurons)
+        optimizer, num_trained = torch_optimizer(trained), trained.num_entries
     else:
-        trained = _trained_weights(name, model, neurons)
-        made = Contender(
-            LanguageModelLoss(model), torch.optim.AdamW(trained), sum(p.numel() for p in trained)
-        )
-    at_rest = name in WHOLE_WEIGHTS and not own_weights
-    for group in made.optimizer.param_groups:
-        group["lr"] = 0.0 if at_rest else learning_rate
+        weights = _trained_weights(name, model, neurons)
+        optimizer, num_trained = torch.optim.AdamW(weights), sum(weight.numel() for weight in weights)
+    recompute_layers(model, "non_reentrant" if checkpointing else "none")
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if writes and not own_weights else learning_rate
         group["weight_decay"] = WEIGHT_DECAY
-        # The fastest AdamW that torch has: of six times the slower default, full fine-tuning would suffer most.
-        group["fused"] = next(base.parameters()).device.type != "meta"
-    return made
+        # The fastest AdamW that torch has: six times the speed of its default, which would slow down full fine-tuning most.
+        group["fused"] = model.device.type != "meta"
+    return Contender(LanguageModelLoss(model), optimizer, num_trained)
 
 
-def _twin(base: nn.Module, shares: bool) -> nn.Module:
+def _twin(base: PreTrainedModel, *, shares: bool) -> PreTrainedModel:
     """The same model once more, of parameters of its own that share the base's memory or copy it."""
     params = {
         id(param): nn.Parameter(param.detach() if shares else param.detach().clone())
@@ -166,41 +181,16 @@ def _twin(base: nn.Module, shares: bool) -> nn.Module:
     return copy.deepcopy(base, memo=params)
 
 
-def _prepared(model: nn.Module, train: TrainSection, neurons: Tensor | None) -> Contender:
-    trained = prepare(model, train, neurons)
-    return Contender(LanguageModelLoss(model), torch_optimizer(trained), trained.num_entries)
-
-
-def _trained_weights(name: str, model: nn.Module, neurons: Tensor) -> list[nn.Parameter]:
-    """Sets up a method that is not one of `prepare`'s; returns what trains."""
+def _trained_weights(name: str, model: PreTrainedModel, neurons: Tensor) -> list[nn.Parameter]:
+    """Sets up a method that is not one of ours; returns what trains."""
     match name:
         case "clone":
             return clone_subnetwork(model, neurons)
         case "sparse":
             return shira_subnetwork(model, neurons)
-        case "lora_ffn":
-            parts = [part for layer in ffn_layers(model) for part in layer.slices]
-            return _lora(model, [part.parameter_name.removesuffix(".weight") for part in parts], rank=32)
-        case "lora_all":
-            return _lora(model, _linear_modules(model), rank=16)
     assert name == "floor", name
     model.requires_grad_(False)
     norm = model.get_submodule("model.layers.0.input_layernorm")
     assert isinstance(norm.weight, nn.Parameter)
     norm.weight = nn.Parameter(norm.weight.detach().clone())  # its own: the rest is shared with the base
     return [norm.weight]
-
-
-def _lora(model: nn.Module, modules: list[str], *, rank: int) -> list[nn.Parameter]:
-    """Without dropout, which would only slow it down."""
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=modules)
-    peft.inject_adapter_in_model(config, model)
-    return [param for param in model.parameters() if param.requires_grad]
-
-
-def _linear_modules(model: nn.Module) -> list[str]:
-    """All but the head, as PEFT's `all-linear` has it."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    ]

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 _ATEN = torch.ops.aten
-# torch knows the floating-point operations of the attention kernels of GPUs only.
-_CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+# What torch does not count by itself: products added in place, and the attention kernel of a CPU.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    _ATEN.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
     ),
@@ -129,5 +130,5 @@ def count_flops() -> Iterator[Callable[[], int]]:
 
     Causal attention is counted as if it were full, as is usual.
     """
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
         yield counter.get_total_flops

@@ -5,7 +5,6 @@ First in the benchmark's way.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -177,10 +176,6 @@ def build_model(shape: Shape, device: torch.device, seed: int) -> PreTrainedMode
     torch.manual_seed(seed)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=attention)
-    if shape.checkpointing:
-        with warnings.catch_warnings():  # transformers 5.23 has renamed it
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental import _config
+from transformers import PreTrainedModel
 
 from lape_ds.bench.contenders import METHODS, WEIGHT_DECAY, Contender, StepBytes, contender
 from lape_ds.bench.flops import model_flops, peak_flops
@@ -161,12 +162,19 @@ def measure(
     }
 
 
-def _contender(name: str, shape: Shape, base: torch.nn.Module, neurons: Tensor) -> Contender:
-    return contender(name, base, neurons, own_weights=not shape.large, learning_rate=LEARNING_RATE)
+def _contender(name: str, shape: Shape, base: PreTrainedModel, neurons: Tensor) -> Contender:
+    return contender(
+        name,
+        base,
+        neurons,
+        learning_rate=LEARNING_RATE,
+        own_weights=not shape.large,
+        checkpointing=shape.checkpointing,
+    )
 
 
 def _fitting(
-    name: str, shape: Shape, base: torch.nn.Module, neurons: Tensor, batch: Batch
+    name: str, shape: Shape, base: PreTrainedModel, neurons: Tensor, batch: Batch
 ) -> tuple[Contender, dict[str, Any]] | None:
     """A method that has taken its first steps, and what they cost; None where memory ran out."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,8 @@ def allocator_peak(work: Callable[[], object]) -> int:
     """Of the real allocator: a running sum over the profiler's allocation events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = recorded.profiler
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

@@ -10,9 +10,7 @@ CPU = torch.device("cpu")
 def run(num_rounds: int, warmup: int, seed: int = 0) -> tuple[list[str], dict[str, list[float]]]:
     taken: list[str] = []
     turns = {name: (lambda name=name: taken.append(name)) for name in "abcd"}
-    seconds = interleave(
-        turns, rounds=num_rounds, warmup=warmup, seed=seed, device=CPU, description="Test"
-    )
+    seconds = interleave(turns, rounds=num_rounds, warmup=warmup, seed=seed, device=CPU, description="Test")
     return taken, seconds
 
 
