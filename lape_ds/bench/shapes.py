@@ -5,12 +5,14 @@ First in the benchmark's way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as fx_config
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lape_ds.errors import UserError
@@ -198,6 +200,14 @@ def random_batch(shape: Shape, device: torch.device, seed: int) -> Batch:
     size = (shape.batch_size, shape.sequence_length + 1)
     tokens = torch.randint(shape.config["vocab_size"], size, generator=generator).to(device)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+@contextmanager
+def all_scored() -> Iterator[None]:
+    """Lets the loss ask a meta tensor which positions are scored: all of them are, in our batches."""
+    config: Any = fx_config
+    with config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield
 
 
 def _meta_attention(

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config
 from transformers import PreTrainedModel
 
 from lape_ds.bench.contenders import METHODS, WEIGHT_DECAY, Contender, StepBytes, contender
@@ -23,6 +22,7 @@ from lape_ds.bench.rounds import Spread, interleave, speed_ratios
 from lape_ds.bench.shapes import (
     Batch,
     Shape,
+    all_scored,
     build_model,
     draw_neurons,
     find_shape,
@@ -110,8 +110,7 @@ def plan(shape: Shape, neurons: Tensor, methods: Sequence[str]) -> dict[str, Any
     device = torch.device("meta")
     base, batch = build_model(shape, device, 0), random_batch(shape, device, 0)
     found: dict[str, dict[str, Any]] = {}
-    # The loss asks which positions are scored; a meta tensor cannot tell, and here all are.
-    with _config.patch(meta_nonzero_assume_all_nonzero=True):
+    with all_scored():
         for name in progress(list(methods), "Planning", unit="methods"):
             made = _contender(name, shape, base, neurons)
             found[name] = _costs(shape, name, made, made.measure(batch), neurons)

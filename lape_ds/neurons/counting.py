@@ -146,5 +146,5 @@ class _BucketCounter:
 def _sum_rows(in_bucket: Tensor, positive: Tensor) -> Tensor:
     """The exact product [16, n] @ [n, I] of zeros and ones, int32."""
     if positive.dtype == torch.int8:
-        return torch._int_mm(in_bucket, positive)
+        return torch.ops.aten._int_mm(in_bucket, positive)
     return (in_bucket @ positive).to(torch.int32)

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import _config
 from transformers import PreTrainedModel
 
 from lape_ds.bench.clone import ClonedLinear
 from lape_ds.bench.contenders import METHODS, WRITING, Contender, contender
-from lape_ds.bench.shapes import build_model, random_batch
+from lape_ds.bench.shapes import all_scored, build_model, random_batch
 from lape_ds.bench.sparse import neuron_mask
 from lape_ds.subnetwork.compact import CompactFFN
 from tests.bench.shapes import NEURONS, TINY
@@ -156,7 +155,7 @@ def test_planned_bytes_are_the_measured_ones(name: str, dtype: torch.dtype, chec
     costs = []
     for device in (CPU, torch.device("meta")):
         made = make(name, build_model(shape, device, seed=0), checkpointing=checkpointing)
-        with _config.patch(meta_nonzero_assume_all_nonzero=True):
+        with all_scored():
             costs.append(made.measure(random_batch(shape, device, seed=1)))
     assert costs[0] == costs[1]
 
