@@ -11,7 +11,7 @@ STATE = $$(cat requirements.lock pyproject.toml | cksum) $(VENV)
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check
 IN_VENV := PATH="$(VENV)/bin:$$PATH"
 
-.PHONY: install set-up check-tools quickstart test lint
+.PHONY: install set-up check-tools quickstart test lint bench
 
 install:
 	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" != "$(STATE)" ]; then $(MAKE) --no-print-directory set-up; fi
@@ -47,3 +47,11 @@ lint: install
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) pyright
 	@$(IN_VENV) lint-imports
+
+# On an idle machine: the records in benchmarks/ and the tables beside them.
+bench: install
+	@$(IN_VENV) lape-ds bench train --shape cpu-100m --out benchmarks/train-cpu-100m.json
+	@$(IN_VENV) lape-ds bench train --shape cpu-100m --neurons mt --out benchmarks/train-cpu-100m-mt.json
+	@$(IN_VENV) lape-ds bench train --shape llama-3.1-8b --neurons mt --out benchmarks/train-llama-3.1-8b-mt.json
+	@$(IN_VENV) lape-ds bench train --shape mistral-nemo-12b --neurons mt --out benchmarks/train-mistral-nemo-12b-mt.json
+	@$(IN_VENV) lape-ds bench identify --out benchmarks/identify.json

@@ -14,4 +14,8 @@ def quiet_deepspeed() -> None:
     we have). A filter, because it sets its own level when it is imported.
     """
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    # transformers 5.23 has renamed what PEFT and we still call by the name that all of 5 has.
+    warnings.filterwarnings(
+        "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+    )
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)

@@ -23,7 +23,17 @@ from lape_ds.writing import write_json
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0  # in a log
-_PACKAGES = ("lape-ds", "torch", "transformers", "deepspeed", "datasets", "lm-eval", "safetensors", "babel")
+_PACKAGES = (
+    "lape-ds",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "lm-eval",
+    "peft",
+    "safetensors",
+    "babel",
+)
 
 
 class Progress:
@@ -161,17 +171,24 @@ def write_run_json(folder: Path, recipe: Recipe, extra: Mapping[str, Any]) -> No
     """
     content = {
         "schema_version": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "hardware": _hardware(),
+        **surroundings(),
         "seeds": {"seed": recipe.seed, "random_seed": recipe.train.random_seed},
         **extra,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_yaml": to_yaml(recipe),
     }
     write_json(folder / "run.json", content)
+
+
+def surroundings() -> dict[str, Any]:
+    """When, with which code and on which machine: `date`, `commit`, `versions`, `hardware`, JSON-ready."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "hardware": _hardware(),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -198,4 +215,18 @@ def _hardware() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+    }
+
+
+def _cpu_model() -> str:
+    """As Linux names it; elsewhere what Python knows, which may be no more than the architecture."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

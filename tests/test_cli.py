@@ -25,7 +25,13 @@ NEURONS = ("show", "overlap", "import", "export")
 
 
 @pytest.mark.parametrize(
-    "command", [*([stage] for stage in STAGES), *(["neurons", name] for name in NEURONS)]
+    "command",
+    [
+        *([stage] for stage in STAGES),
+        *(["neurons", name] for name in NEURONS),
+        ["bench", "train"],
+        ["bench", "identify"],
+    ],
 )
 def test_every_command_has_help_with_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -44,6 +50,9 @@ def test_every_command_has_help_with_an_example(
         (["identify", QUICKSTART, "identify.top_rat=1"], "did you mean identify.top_rate?"),
         (["languages", "Maltees"], "did you mean Maltese (mlt_Latn)"),
         (["eval", QUICKSTART, "--limit", "0"], "--limit"),
+        (["bench", "train", "--shape", "gpt"], "--shape gpt: no such shape; allowed: cpu-100m"),
+        (["bench", "train", "--neurons", "all"], "--neurons all: no such choice; allowed: uniform-1%"),
+        (["bench", "train", "--methods", "lora"], "--methods lora: no such method; allowed: full"),
     ],
 )
 def test_the_users_faults_are_one_line_and_exit_2(

@@ -22,10 +22,11 @@ from lape_ds.errors import UserError
 from lape_ds.model.ffn import FFNLayer, ffn_layers
 from lape_ds.neurons.counts import INT32_MAX, CountedBlocks, Counts, CountSettings
 
-# Tokens summed by one matrix product of zeros and ones. Every integer up to this number is exact in the
-# dtype, so the product is exact whatever the order of its sums (float32 would allow 2**24); it also bounds
-# the extra memory to one buffer of [tokens, I].
-_CHUNK_TOKENS = {torch.bfloat16: 256, torch.float16: 2048, torch.float32: 2048}
+# Positive gates are summed by a matrix product of zeros and ones, so many tokens at a time; that bounds the extra
+# memory to one buffer of [tokens, I]. int8 (a CPU; its products add up in int32) is as fast with few, which then
+# stay in the cache. float16 (a GPU) holds every integer up to 2048, so the product is exact whatever the order of
+# its sums, and a GPU wants few, large products.
+_CHUNK_TOKENS = {torch.int8: 256, torch.float16: 2048}
 
 
 def count_activations(
@@ -53,7 +54,7 @@ def count_activations(
             computes NaN.
     """
     layers = ffn_layers(model)
-    counter = _BucketCounter(layers, model.device, model.dtype)
+    counter = _BucketCounter(layers, model.device)
     base_model = model.base_model
     # Padding may hold anything; what is counted must be finite, or "not > 0" would quietly swallow NaN.
     all_finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -89,12 +90,9 @@ class _BucketCounter:
     0).
     """
 
-    def __init__(self, layers: list[FFNLayer], device: torch.device, model_dtype: torch.dtype) -> None:
+    def __init__(self, layers: list[FFNLayer], device: torch.device) -> None:
         num_neurons = layers[0].num_neurons
-        # Measured: on a CPU the model's own dtype is fastest (bfloat16 1.8 × float32); a GPU wants few, large
-        # products.
-        on_cpu = torch.bfloat16 if model_dtype == torch.bfloat16 else torch.float32
-        self._dtype = torch.float16 if device.type == "cuda" else on_cpu
+        self._dtype = torch.int8 if device.type == "cpu" else torch.float16
         self._chunk_tokens = _CHUNK_TOKENS[self._dtype]
         self._device = device
         self._active = torch.zeros(len(layers), NUM_BUCKETS, num_neurons, dtype=torch.int32, device=device)
@@ -135,11 +133,18 @@ class _BucketCounter:
             for start in range(0, len(gate_NI), self._chunk_tokens):
                 chunk = gate_NI[start : start + self._chunk_tokens]
                 positive = torch.gt(chunk, 0, out=self._positive[: len(chunk)])
-                sums = self._bucket_one_hot[:, start : start + len(chunk)] @ positive
-                self._active[layer.index] += sums.to(torch.int32)
+                in_bucket = self._bucket_one_hot[:, start : start + len(chunk)]
+                self._active[layer.index] += _sum_rows(in_bucket, positive)
 
         return add
 
     def active(self) -> Tensor:
         """int32 `[16, L, I]` on the CPU."""
         return self._active.transpose(0, 1).contiguous().cpu()
+
+
+def _sum_rows(in_bucket: Tensor, positive: Tensor) -> Tensor:
+    """The exact product [16, n] @ [n, I] of zeros and ones, int32."""
+    if positive.dtype == torch.int8:
+        return torch.ops.aten._int_mm(in_bucket, positive)
+    return (in_bucket @ positive).to(torch.int32)

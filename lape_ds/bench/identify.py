@@ -1,0 +1,166 @@
+"""`lape-ds bench identify`: counting beside a bare forward pass and beside the usual loop with hooks.
+
+The room's other command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lape_ds.bench.meters import peak_bytes, storage_bytes
+from lape_ds.bench.record import new_record, write_record
+from lape_ds.bench.rounds import Spread, interleave, speed_ratios
+from lape_ds.bench.shapes import Shape, build_model, find_shape
+from lape_ds.corpora.splitting import NUM_BUCKETS
+from lape_ds.corpora.streams import Block
+from lape_ds.errors import UserError
+from lape_ds.neurons.counting import count_activations
+from lape_ds.neurons.counts import CountedBlocks, CountSettings
+
+WAYS = {
+    "floor": "a bare forward pass without the head",
+    "counting": "count_activations",
+    "hooks": "hooks on the activation functions, (output > 0).sum, through the whole causal model",
+}
+WARMUP_ROUNDS = 2
+BATCHES_PER_TURN = 4
+_DOCUMENT_TOKENS = 60
+
+
+def bench_identify(shape_name: str | None, *, rounds: int, seed: int, out: Path) -> dict[str, Any]:
+    """Measures the ways to go through text and writes the record, JSON and a Markdown table beside it.
+
+    Args:
+        shape_name: Of `SHAPES`; None: the 100 M shape (in float32 and bfloat16), or Llama-3.1-8B's where there is a GPU.
+        rounds: Counted ones; two more go before them.
+        seed: Of weights, tokens and orders.
+        out: The JSON file.
+
+    Raises:
+        UserError: No such shape, or one that needs a GPU.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape_name = shape_name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
+    shape = find_shape(shape_name)
+    if shape.large and device.type == "cpu":
+        raise UserError(f"--shape {shape_name} needs a GPU, and torch finds none; take --shape cpu-100m")
+    record = new_record("identify", measured=True)
+    record["settings"] = {
+        "shape": shape_name,
+        "config": dict(shape.config),
+        "batch_size": shape.batch_size,
+        "sequence_length": shape.sequence_length,
+        "batches_per_turn": BATCHES_PER_TURN,
+        "rounds": rounds,
+        "warmup_rounds": WARMUP_ROUNDS,
+        "seed": seed,
+    }
+    dtypes = (torch.bfloat16,) if shape.large else (torch.float32, torch.bfloat16)
+    record["dtypes"] = {
+        str(dtype).removeprefix("torch."): _measure(replace(shape, dtype=dtype), device, rounds, seed)
+        for dtype in dtypes
+    }
+    write_record(record, out)
+    return record
+
+
+def _measure(shape: Shape, device: torch.device, rounds: int, seed: int) -> dict[str, Any]:
+    model = build_model(replace(shape, checkpointing=False), device, seed).eval()
+    blocks = random_blocks(shape, BATCHES_PER_TURN * shape.batch_size, seed)
+    turns = ways(model, blocks, shape)
+    weights = [*model.parameters(), *model.buffers()]
+    peaks = {name: storage_bytes(weights) + peak_bytes(turn, device, weights) for name, turn in turns.items()}
+    seconds = interleave(
+        turns,
+        rounds=rounds,
+        warmup=WARMUP_ROUNDS,
+        seed=seed,
+        device=device,
+        description=f"Forward passes, {shape.dtype}",
+    )
+    num_tokens = BATCHES_PER_TURN * shape.num_tokens
+    ratios = speed_ratios(seconds)
+    return {
+        "methods": {
+            name: {
+                "what": WAYS[name],
+                "seconds": asdict(Spread.of(taken)),
+                "tokens_per_second": num_tokens / Spread.of(taken).median,
+                "peak": peaks[name],
+            }
+            for name, taken in seconds.items()
+        },
+        "ratios": {a: {b: spread.median for b, spread in row.items()} for a, row in ratios.items()},
+        "ratio_quartiles": {
+            a: {b: [spread.lower, spread.upper] for b, spread in row.items()} for a, row in ratios.items()
+        },
+    }
+
+
+def random_blocks(shape: Shape, num_blocks: int, seed: int) -> list[Block]:
+    """Packed blocks of random tokens: documents of 60 tokens, each in a random bucket."""
+    generator = torch.Generator().manual_seed(seed)
+    length = shape.sequence_length
+    document = torch.arange(length) // _DOCUMENT_TOKENS
+    everything = torch.ones(length, dtype=torch.bool)
+    blocks = []
+    for _ in range(num_blocks):
+        ids = torch.randint(shape.config["vocab_size"], (length,), generator=generator)
+        buckets = torch.randint(NUM_BUCKETS, (length,), generator=generator).to(torch.uint8)[document]
+        blocks.append(Block(ids, ids, everything, buckets, everything))
+    return blocks
+
+
+def ways(
+    model: PreTrainedModel, blocks: Sequence[Block], shape: Shape
+) -> dict[str, Callable[[], Tensor | None]]:
+    """The three ways to go through the blocks; the two that count return what they counted, int [L, I]."""
+    settings = CountSettings("und", "random weights", "0" * 64, shape.sequence_length, str(shape.dtype))
+    part = CountedBlocks("random", 0, len(blocks), len(blocks) * shape.sequence_length)
+
+    def floor() -> None:
+        with torch.inference_mode():
+            for input_ids in _batches(model, blocks, shape.batch_size):
+                model.base_model(input_ids=input_ids, use_cache=False)
+
+    def counting() -> Tensor:
+        counts = count_activations(model, blocks, batch_size=shape.batch_size, settings=settings, part=part)
+        return counts.active.sum(0)
+
+    def hooks() -> Tensor:
+        sums = torch.zeros(shape.num_layers, shape.num_neurons, dtype=torch.int64, device=model.device)
+        handles = [
+            module.register_forward_hook(_summing(sums[layer]))
+            for layer, module in enumerate(_activations(model))
+        ]
+        with torch.no_grad():
+            for input_ids in _batches(model, blocks, shape.batch_size):
+                model(input_ids=input_ids)
+        for handle in handles:
+            handle.remove()
+        return sums
+
+    return {"floor": floor, "counting": counting, "hooks": hooks}
+
+
+def _batches(model: PreTrainedModel, blocks: Sequence[Block], size: int) -> Iterator[Tensor]:
+    for start in range(0, len(blocks), size):
+        yield torch.stack([block.input_ids for block in blocks[start : start + size]]).to(model.device)
+
+
+def _activations(model: nn.Module) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.endswith(".act_fn")]
+
+
+def _summing(sums: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        sums.add_((output > 0).sum(dim=(0, 1)))
+
+    return hook
