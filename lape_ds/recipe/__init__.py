@@ -6,6 +6,7 @@ First room on the data's way: `load_recipe` at the start of every stage, `freeze
 from lape_ds.recipe.freezing import check_frozen, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.sections import (
+    AnchorSection,
     CLDRSource,
     CorpusSection,
     CreateSection,
@@ -31,6 +32,7 @@ from lape_ds.recipe.sections import (
 )
 
 __all__ = [
+    "AnchorSection",
     "CLDRSource",
     "CorpusSection",
     "CreateSection",
