@@ -60,14 +60,15 @@ def start(
     model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).train()
     cls, settings = OPTIMIZERS[case.optimizer]
     settings = settings | {"lr": learning_rate(0)}
+    neurons = torch.tensor(case.neurons)
     if method == "full":
         trained = ParameterEntries(
             [TrainedParameter(param, name) for name, param in model.named_parameters()], cls, **settings
         )
     elif case.engine == "masked":
-        trained = MaskedOptimizer(model, torch.tensor(NEURONS), cls, **settings)
+        trained = MaskedOptimizer(model, neurons, cls, **settings)
     else:
-        trained = ParameterEntries(insert_slices(model, torch.tensor(NEURONS)), cls, **settings)
+        trained = ParameterEntries(insert_slices(model, neurons), cls, **settings)
     if read is not None:
         trained.write_weights(read)
     recompute_layers(model, case.recomputing)
@@ -77,9 +78,10 @@ def start(
 def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
     """Returns the gradient norm of each step."""
     norms = []
+    model_type = engine.module.config.model_type
     for step in steps:
         set_learning_rate(engine, learning_rate(step))
-        for input_ids in micro_batches(step, dist.get_world_size())[dist.get_rank()]:
+        for input_ids in micro_batches(step, dist.get_world_size(), model_type)[dist.get_rank()]:
             engine.backward(engine(input_ids=input_ids, labels=input_ids).loss)
             if engine.is_gradient_accumulation_boundary():
                 norms.append(take_step(engine))
