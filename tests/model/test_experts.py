@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lape_ds.model.experts import routes, run_experts
+from lape_ds.model.experts import routes, run_experts, unhook_activations
 from lape_ds.model.ffn import ffn_layers
 from tests.tiny_models import HIDDEN_SIZE, MIXTURES, tiny_model
 
@@ -64,3 +64,23 @@ def test_grouped_mm_differs_in_rounding_only() -> None:
     with torch.no_grad():
         ours = run_experts(experts, states, index, weights, lambda expert, tokens, gate: None)
         torch.testing.assert_close(ours, experts(states, index, weights))
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_unhooked_activations_compute_the_same(model_type: str) -> None:
+    model = tiny_model(model_type)
+    experts = ffn_layers(model)[1].gate
+    with torch.no_grad():
+        before = experts(*routing())
+        unhook_activations(model)
+        unhook_activations(model)  # a second engine on the model
+        assert torch.equal(experts(*routing()), before)
+    assert not list(experts.children())
+
+
+def test_activations_of_dense_models_stay_modules() -> None:
+    for model_type in ("llama", "phi3"):
+        model = tiny_model(model_type)
+        names = [name for name, _ in model.named_modules()]
+        unhook_activations(model)
+        assert [name for name, _ in model.named_modules()] == names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,7 +139,7 @@ def test_column_is_the_neuron_of_an_expert(model_type: str) -> None:
     ],
 )
 def test_dense_layers_among_mixtures_are_refused(
-    model_type: str, settings: dict[str, object], dense: str
+    model_type: str, settings: dict[str, Any], dense: str
 ) -> None:
     with pytest.raises(
         UserError, match=f"'{model_type}' with dense .* not supported .here layers {dense}, by"

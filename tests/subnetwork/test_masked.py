@@ -106,3 +106,10 @@ def test_masked_config_leaves_the_users_own_alone() -> None:
     config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
     assert masked_config(config).items() >= config.items()
     assert config == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
+
+
+def test_masked_config_makes_no_leaf_modules_unless_told() -> None:
+    told = masked_config({"zero_optimization": {"stage": 3}})["zero_optimization"]
+    assert told == {"stage": 3, "leaf_module": {"classes": []}}
+    own = {"zero_optimization": {"stage": 3, "leaf_module": {"classes": ["Mine"]}}}
+    assert masked_config(own)["zero_optimization"] == own["zero_optimization"]

@@ -75,10 +75,9 @@ def start(
     return initialize(model, torch_optimizer(trained), config_of(case)), trained
 
 
-def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
+def train(engine: deepspeed.DeepSpeedEngine, steps: range, model_type: str = "llama") -> list[float]:
     """Returns the gradient norm of each step."""
     norms = []
-    model_type = engine.module.config.model_type
     for step in steps:
         set_learning_rate(engine, learning_rate(step))
         for input_ids in micro_batches(step, dist.get_world_size(), model_type)[dist.get_rank()]:
@@ -107,7 +106,7 @@ def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]
 def run(case: Case, out: Path) -> None:
     engine, optimizer = start(case)
     predicted = memory_by_kind(engine, optimizer)
-    norms = train(engine, range(STEPS))
+    norms = train(engine, range(STEPS), case.model_type)
     held = [value for part in optimizer.entry_ranges() for value in part.state.values()]
     sizes: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(sizes, sum(value.numel() * value.element_size() for value in held))
