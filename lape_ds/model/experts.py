@@ -38,24 +38,26 @@ def run_experts(
     hidden_TD: Tensor,
     top_k_index_TK: Tensor,
     top_k_weights_TK: Tensor,
-    see_gate: Callable[[int, Tensor, Tensor], None],
+    see: Callable[[int, Tensor, Tensor], None],
 ) -> Tensor:
-    """The forward of an experts module, which shows every expert's gate on the way.
+    """The forward of an experts module, which shows on the way what every expert computes.
 
     Args:
         experts: The module (`FFNLayer.gate` of a mixture).
         hidden_TD: Its input.
         top_k_index_TK: The experts of each token.
         top_k_weights_TK: Their weights.
-        see_gate: Called with (expert, its tokens int64 `[n]`, its gate before the activation `[n, I]`).
+        see: Called with (expert, its tokens int64 `[n]`, the output of its `gate_up_proj` `[n, 2I]`: the gate before
+            the activation, then up).
 
     Returns:
         `[T, D]`, what the module itself would return.
     """
     result_TD = torch.zeros_like(hidden_TD)
     for expert, tokens, choice in routes(top_k_index_TK, experts.num_experts):
-        gate, up = linear(hidden_TD[tokens], experts.gate_up_proj[expert]).chunk(2, dim=-1)
-        see_gate(expert, tokens, gate)
+        gate_up = linear(hidden_TD[tokens], experts.gate_up_proj[expert])
+        see(expert, tokens, gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
         output = linear(experts.act_fn(gate) * up, experts.down_proj[expert])
         output = output * top_k_weights_TK[tokens, choice, None]
         result_TD.index_add_(0, tokens, output.to(result_TD.dtype))

@@ -14,12 +14,12 @@ than the routed ones, so its neurons could neither be counted nor be chosen by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lape_ds.errors import UserError
 
@@ -72,7 +72,7 @@ class FFNLayer:
         gate_output_slice: The part of the gate's last output axis that holds the neurons (of one expert).
         slices: The weights of the neurons: gate, up, down; up, down where the block is ungated.
         block_name: Of the module that holds them, in `model.get_submodule`.
-        activation: Its activation; None where the block is ungated.
+        activation: Its activation, a module as a rule; None where the block is ungated.
         activation_name: As the model's config calls it; "" where the block is ungated.
     """
 
@@ -83,7 +83,7 @@ class FFNLayer:
     gate_output_slice: slice
     slices: tuple[WeightSlice, ...]
     block_name: str
-    activation: nn.Module | None
+    activation: Callable[[Tensor], Tensor] | None
     activation_name: str
 
     @property
@@ -182,6 +182,12 @@ def ffn_layers(model: nn.Module) -> list[FFNLayer]:
     if layout.is_mixture:
         _check_no_dense_layer(model, parameters, layout, num_layers)
     return [_ffn_layer(model, parameters, layout, index) for index in range(num_layers)]
+
+
+def is_mixture(model: nn.Module) -> bool:
+    """Whether a causal language model is a mixture of experts of a supported type."""
+    config: Any = model.config
+    return config.model_type in _LAYOUTS and _LAYOUTS[config.model_type].is_mixture
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -306,7 +312,7 @@ def _ffn_layer(
         )
     activation, activation_name = None, ""
     if layout.activation is not None and layout.activation_key is not None:
-        activation = model.get_submodule(f"{block}.{layout.activation}")
+        activation = getattr(model.get_submodule(block), layout.activation)
         activation_name = getattr(model.config, layout.activation_key)
     return FFNLayer(
         index=index,

@@ -160,13 +160,13 @@ class _BucketCounter:
         active = self._active[layer.index].unflatten(1, (layer.num_experts, -1))  # a view [16, E, I]
         expert_tokens = self._expert_tokens[layer.index]
 
-        def see_gate(expert: int, tokens: Tensor, gate_nI: Tensor) -> None:
+        def see(expert: int, tokens: Tensor, gate_up: Tensor) -> None:
             bucket_one_hot = self._bucket_one_hot[:, tokens]
             expert_tokens[:, expert] += bucket_one_hot.sum(1, dtype=torch.int64)
-            self._add(active[:, expert], gate_nI, bucket_one_hot)
+            self._add(active[:, expert], gate_up[:, layer.gate_output_slice], bucket_one_hot)
 
         def forward(hidden_ND: Tensor, top_k_index_NK: Tensor, top_k_weights_NK: Tensor) -> Tensor:
-            return run_experts(layer.gate, hidden_ND, top_k_index_NK, top_k_weights_NK, see_gate)
+            return run_experts(layer.gate, hidden_ND, top_k_index_NK, top_k_weights_NK, see)
 
         module: Any = layer.gate
         module.forward = forward  # hides the class's own

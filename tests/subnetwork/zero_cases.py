@@ -94,6 +94,10 @@ def compact_cases() -> list[Case]:
     cases += [Case(3, recomputing=kind, dtype=dtype) for kind in kinds for dtype in dtypes]
     cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3", dtype="bfloat16")]
     cases += [Case(2, model_type="phi"), Case(3, model_type="phi", recomputing="non_reentrant")]
+    cases += [Case(stage, model_type="mixtral") for stage in (0, 1, 2, 3)]
+    cases += [Case(2, model_type="mixtral", recomputing="reentrant")]
+    cases += [Case(3, model_type="mixtral", recomputing=kind) for kind in kinds]
+    cases += [Case(3, model_type="qwen3_moe", recomputing="non_reentrant")]
     return [replace(case, engine="compact") for case in cases]
 
 

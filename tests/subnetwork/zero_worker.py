@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
+from lape_ds.subnetwork.compact_experts import CompactExperts
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained, torch_optimizer
 from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
@@ -94,7 +95,7 @@ def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]
     parameters = {name.removeprefix("module."): param for name, param in engine.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
         for module in engine.modules():
-            if isinstance(module, CompactFFN | CompactLinear):
+            if isinstance(module, CompactFFN | CompactLinear | CompactExperts):
                 module.write_slices()
         return {
             name: param.detach().clone().cpu()
