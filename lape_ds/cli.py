@@ -283,8 +283,9 @@ def show_neurons(neurons: NeuronsArgument) -> None:
 
     found = NeuronSet.load(_neurons_file(neurons))
     everything = found.num_layers * found.neurons_per_layer
+    experts = f" in {found.experts_per_layer} experts" if found.experts_per_layer > 1 else ""
     typer.echo(
-        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons, {found.method}"
+        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons{experts}, {found.method}"
     )
     for code in found.languages:
         per_layer = " ".join(str(len(layer)) for layer in found.per_layer(code))
@@ -312,7 +313,9 @@ def import_neurons(
     published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.")],
     languages: Annotated[str, typer.Option(help="In the file's order, comma-separated.")],
-    neurons_per_layer: Annotated[int, typer.Option(min=1, help="The model's intermediate_size.")],
+    neurons_per_layer: Annotated[
+        int, typer.Option(min=1, help="The model's intermediate_size (x its experts).")
+    ],
     model: Annotated[str, typer.Option(help="Hub id or folder of the model that the set is of.")],
     fingerprint: Annotated[
         bool, typer.Option(help="Record the fingerprint of its weights (downloads a hub model).")

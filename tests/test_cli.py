@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lape_ds import cli
 from lape_ds.errors import UserError
+from lape_ds.neurons.neuron_set import NeuronSet
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
@@ -97,6 +99,18 @@ def test_languages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "ekk_Latn" in capsys.readouterr().out
     assert run_main(monkeypatch, "languages") == 0
     assert len(capsys.readouterr().out.splitlines()) > 200  # CLDR alone offers more
+
+
+def test_show_neurons_of_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "neurons.safetensors"
+    neurons = torch.tensor([[0, 5], [1, 0]], dtype=torch.int32)
+    NeuronSet({"mlt_Latn": neurons}, 2, 8, "tiny", "", "lape", {}, experts_per_layer=4).save(path)
+    assert run_main(monkeypatch, "neurons", "show", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "tiny: 2 layers x 8 neurons in 4 experts, lape" in out
+    assert "mlt_Latn          2 (12.500 %)  per layer: 1 1" in out
 
 
 def test_help_is_quick_and_heavy_imports_wait() -> None:

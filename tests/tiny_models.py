@@ -20,6 +20,12 @@ _COMMON: dict[str, object] = {
     "pad_token_id": 0,
 }
 _GATED: dict[str, object] = {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 23}
+_MIXTURE: dict[str, object] = {
+    "num_key_value_heads": 1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "output_router_logits": False,  # no auxiliary loss
+}
 # An odd intermediate size everywhere but in BLOOM, which fixes it at 4 × hidden.
 _EXTRA: dict[str, dict[str, object]] = {
     "llama": _GATED,
@@ -41,8 +47,14 @@ _EXTRA: dict[str, dict[str, object]] = {
     "bloom": {},
     "phi": {"intermediate_size": 23},
     "gpt_neox": {"intermediate_size": 23},
+    "mixtral": _MIXTURE | {"intermediate_size": 23},
+    "qwen2_moe": _MIXTURE | {"moe_intermediate_size": 23, "shared_expert_intermediate_size": 9},
+    "qwen3_moe": _MIXTURE | {"moe_intermediate_size": 23, "head_dim": 8},
+    "olmoe": _MIXTURE | {"intermediate_size": 23},
 }
 MODEL_TYPES = tuple(_EXTRA)
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+NUM_EXPERTS = 4
 
 
 def tiny_model(
@@ -50,10 +62,13 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random model in eval mode: 3 layers, hidden size 16, 23 neurons a layer (BLOOM 64), vocabulary 61.
 
-    Weights and biases are drawn wide enough that gates are positive on some tokens and negative on others.
+    Mixtures have 4 experts of 23 neurons, 2 for each token. Weights and biases are drawn wide enough that gates are
+    positive on some tokens and negative on others.
     """
     config = AutoConfig.for_model(model_type, **(_COMMON | _EXTRA[model_type] | overrides))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    if model_type in MIXTURES:
+        model.set_experts_implementation("eager")  # grouped_mm takes no odd sizes on a CPU
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

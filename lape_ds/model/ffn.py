@@ -6,16 +6,20 @@ knows architectures: all others see `FFNLayer` and `WeightSlice`.
 A neuron is (layer, index): row `index` of `gate_proj`, row `index` of `up_proj`, column `index` of
 `down_proj`. In an ungated block (OPT, BLOOM, Phi-2, GPT-NeoX) the first matrix is `up_proj` and its own
 output is what gates. Biases belong to no neuron here: the method trains weights only (arXiv 2510.13580).
+
+In a mixture of experts every expert has neurons of its own: index = expert × intermediate size + i. Routers stay
+frozen. So does the shared expert of Qwen2-MoE, which belongs to no neuron: it sees every token and has another size
+than the routed ones, so its neurons could neither be counted nor be chosen by the same measure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lape_ds.errors import UserError
 
@@ -36,13 +40,15 @@ _SIGN_PRESERVING = frozenset(
 class WeightSlice:
     """One projection of one layer inside a parameter of the model.
 
-    Neuron `i` is row (`axis` 0) or column (`axis` 1) `offset + i` of the weight.
+    Neuron `i` is row (`axis` 0) or column (`axis` 1) `offset + i` of the weight; in a mixture, neuron `i` of an expert
+    is that of the expert's matrix.
 
     Attributes:
         parameter_name: Its name in `model.named_parameters()`.
-        parameter: The weight, `[rows, columns]`; under `zero.Init` a placeholder of shape `[0]`.
+        parameter: The weight, `[rows, columns]`, in a mixture `[experts, rows, columns]`; under `zero.Init` a
+            placeholder of shape `[0]`.
         projection: Which of the neuron's three vectors lies here.
-        axis: The neurons' axis.
+        axis: The neurons' axis, of the last two.
         offset: Row or column of neuron 0 (not 0 only for the up half of a fused `gate_up_proj`).
     """
 
@@ -59,28 +65,41 @@ class FFNLayer:
 
     Attributes:
         index: Layer number, from 0.
-        num_neurons: `intermediate_size`.
-        gate: The linear module whose output decides whether a neuron is active.
-        gate_output_slice: The part of its last output axis that holds the neurons, `num_neurons` long.
+        num_neurons: `intermediate_size`; of all experts together in a mixture.
+        num_experts: 1 in a dense block.
+        gate: The linear module whose output decides whether a neuron is active; in a mixture the module of all
+            experts (model/experts.py runs it).
+        gate_output_slice: The part of the gate's last output axis that holds the neurons (of one expert).
         slices: The weights of the neurons: gate, up, down; up, down where the block is ungated.
         block_name: Of the module that holds them, in `model.get_submodule`.
-        activation: Its activation; None where the block is ungated.
+        activation: Its activation, a module as a rule; None where the block is ungated.
         activation_name: As the model's config calls it; "" where the block is ungated.
     """
 
     index: int
     num_neurons: int
+    num_experts: int
     gate: nn.Module
     gate_output_slice: slice
     slices: tuple[WeightSlice, ...]
     block_name: str
-    activation: nn.Module | None
+    activation: Callable[[Tensor], Tensor] | None
     activation_name: str
 
     @property
     def is_gated(self) -> bool:
         """Whether the block is `down(act(gate(x)) * up(x))`, and not `down(act(up(x)))`."""
         return self.activation is not None
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the weights are stacks of experts, be it of one."""
+        return len(full_shape(self.slices[0].parameter)) == 3
+
+    @property
+    def neurons_per_expert(self) -> int:
+        """Neurons of one expert; of the whole block if it is dense."""
+        return self.num_neurons // self.num_experts
 
 
 @dataclass(frozen=True)
@@ -94,11 +113,24 @@ class _Layout:
     down: str
     activation_key: str | None  # of the config; None: fixed in the architecture's code
     activation: str | None = None  # the block's attribute; of gated blocks only
+    is_mixture: bool = False
 
 
 def _gated(activation_key: str = "hidden_act") -> _Layout:
     return _Layout("model.layers", "mlp", "gate_proj", "up_proj", "down_proj", activation_key, "act_fn")
 
+
+# Fused parameters [experts, …] of one module, not modules with a weight (transformers 5).
+_MIXTURE = _Layout(
+    layers="model.layers",
+    block="mlp.experts",
+    gate="gate_up_proj",
+    up="gate_up_proj",
+    down="down_proj",
+    activation_key="hidden_act",
+    activation="act_fn",
+    is_mixture=True,
+)
 
 _LAYOUTS: dict[str, _Layout] = {
     "llama": _gated(),
@@ -122,6 +154,10 @@ _LAYOUTS: dict[str, _Layout] = {
     "bloom": _Layout("transformer.h", "mlp", None, "dense_h_to_4h", "dense_4h_to_h", None),
     "phi": _Layout("model.layers", "mlp", None, "fc1", "fc2", "hidden_act"),
     "gpt_neox": _Layout("gpt_neox.layers", "mlp", None, "dense_h_to_4h", "dense_4h_to_h", "hidden_act"),
+    "mixtral": _MIXTURE,
+    "qwen2_moe": _MIXTURE,
+    "qwen3_moe": _MIXTURE,
+    "olmoe": _MIXTURE,
 }
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(_LAYOUTS)
@@ -137,12 +173,21 @@ def ffn_layers(model: nn.Module) -> list[FFNLayer]:
         model: A plain `AutoModelForCausalLM`, not wrapped.
 
     Raises:
-        UserError: The architecture is not supported, or its activation does not keep the sign of its input.
+        UserError: The architecture is not supported, its activation does not keep the sign of its input, or some
+            layers of a mixture are dense.
     """
     layout = _layout_of(model)
     parameters = dict(model.named_parameters())
     num_layers = len(decoder_layers(model))
+    if layout.is_mixture:
+        _check_no_dense_layer(model, parameters, layout, num_layers)
     return [_ffn_layer(model, parameters, layout, index) for index in range(num_layers)]
+
+
+def is_mixture(model: nn.Module) -> bool:
+    """Whether a causal language model is a mixture of experts of a supported type."""
+    config: Any = model.config
+    return config.model_type in _LAYOUTS and _LAYOUTS[config.model_type].is_mixture
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -212,8 +257,7 @@ def _layout_of(model: nn.Module) -> _Layout:
     if model_type not in _LAYOUTS:
         raise UserError(
             f"model type {model_type!r} ({type(model).__name__}) is not supported: its feed-forward layout "
-            "is not known. "
-            f"Supported: {', '.join(SUPPORTED_MODEL_TYPES)} (dense models only, no mixture of experts)"
+            f"is not known. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     layout = _LAYOUTS[model_type]
     if layout.activation_key is not None:
@@ -228,6 +272,21 @@ def _layout_of(model: nn.Module) -> _Layout:
     return layout
 
 
+def _check_no_dense_layer(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], layout: _Layout, num_layers: int
+) -> None:
+    """A dense layer has another number of neurons, which neither counts [layers, neurons] nor a neuron set hold."""
+    names = [f"{layout.layers}.{index}.{layout.block}.{layout.down}" for index in range(num_layers)]
+    dense = [str(index) for index, name in enumerate(names) if name not in parameters]
+    if dense:
+        config: Any = model.config
+        raise UserError(
+            f"model type {config.model_type!r} with dense feed-forward layers among its mixtures of experts is not "
+            f"supported (here layers {', '.join(dense)}, by mlp_only_layers and decoder_sparse_step in the model's "
+            "config.json): every layer must have the same number of neurons; use a model whose layers are all mixtures"
+        )
+
+
 def _ffn_layer(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], layout: _Layout, index: int
 ) -> FFNLayer:
@@ -236,15 +295,16 @@ def _ffn_layer(
     def weight_slice(
         module: str, projection: Projection, axis: Literal[0, 1], offset: int = 0
     ) -> WeightSlice:
-        name = f"{block}.{module}.weight"
+        name = f"{block}.{module}" + ("" if layout.is_mixture else ".weight")
         return WeightSlice(name, parameters[name], projection, axis, offset)
 
     down = weight_slice(layout.down, "down_proj", 1)
-    num_neurons = full_shape(down.parameter)[1]
+    *stack, _, size = full_shape(down.parameter)
+    num_experts = stack[0] if stack else 1
     if layout.gate is None:
         slices = (weight_slice(layout.up, "up_proj", 0), down)
     else:
-        offset = num_neurons if layout.gate == layout.up else 0
+        offset = size if layout.gate == layout.up else 0
         slices = (
             weight_slice(layout.gate, "gate_proj", 0),
             weight_slice(layout.up, "up_proj", 0, offset),
@@ -252,13 +312,14 @@ def _ffn_layer(
         )
     activation, activation_name = None, ""
     if layout.activation is not None and layout.activation_key is not None:
-        activation = model.get_submodule(f"{block}.{layout.activation}")
+        activation = getattr(model.get_submodule(block), layout.activation)
         activation_name = getattr(model.config, layout.activation_key)
     return FFNLayer(
         index=index,
-        num_neurons=num_neurons,
-        gate=model.get_submodule(f"{block}.{layout.gate or layout.up}"),
-        gate_output_slice=slice(0, num_neurons),
+        num_neurons=num_experts * size,
+        num_experts=num_experts,
+        gate=model.get_submodule(block if layout.is_mixture else f"{block}.{layout.gate or layout.up}"),
+        gate_output_slice=slice(0, size),
         slices=slices,
         block_name=block,
         activation=activation,

@@ -2,15 +2,19 @@
 
 Second stage on the data's way: packed text of one language in, `Counts` out.
 
-Shape legend: N tokens of a batch (all rows), T tokens of a row, I neurons of a layer, 16 document-hash
-buckets.
+In a mixture of experts a neuron is active on a token if the token is routed to its expert and the gate there is
+positive. How many tokens each expert got is recorded too.
+
+Shape legend: N tokens of a batch (all rows), T tokens of a row, I neurons of a layer (of an expert), E experts, K of
+them for a token, 16 document-hash buckets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +23,7 @@ from transformers import PreTrainedModel
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
+from lape_ds.model.experts import run_experts
 from lape_ds.model.ffn import FFNLayer, ffn_layers
 from lape_ds.neurons.counts import INT32_MAX, CountedBlocks, Counts, CountSettings
 
@@ -73,7 +78,8 @@ def count_activations(
             f"in {settings.dtype}: "
             "its counts would be wrong; try `model.dtype=float32`, and check the checkpoint"
         )
-    return Counts(counter.active(), counter.tokens, settings, (part,))
+    expert_tokens = counter.expert_tokens() if layers[0].is_mixture else None
+    return Counts(counter.active(), counter.tokens, settings, (part,), expert_tokens)
 
 
 def _batches(blocks: Iterable[Block], batch_size: int) -> Iterator[tuple[Block, ...]]:
@@ -83,7 +89,10 @@ def _batches(blocks: Iterable[Block], batch_size: int) -> Iterator[tuple[Block, 
 
 
 class _BucketCounter:
-    """Adds up positive gates per bucket while the model runs; its hooks sit on the gate modules.
+    """Adds up positive gates per bucket while the model runs.
+
+    Hooks sit on the gate modules. The experts of a mixture are one module, into which no hook sees: for that time
+    it runs them one by one (model/experts.py), at no further arithmetic.
 
     A gate is counted by its pre-activation: SiLU, GELU and their kin are x times something positive and ReLU
     is max(x, 0), so activation > 0 exactly where x > 0 (but for x so small that the activation underflows to
@@ -91,12 +100,19 @@ class _BucketCounter:
     """
 
     def __init__(self, layers: list[FFNLayer], device: torch.device) -> None:
-        num_neurons = layers[0].num_neurons
+        first = layers[0]  # all are alike (model/ffn.py)
         self._dtype = torch.int8 if device.type == "cpu" else torch.float16
         self._chunk_tokens = _CHUNK_TOKENS[self._dtype]
         self._device = device
-        self._active = torch.zeros(len(layers), NUM_BUCKETS, num_neurons, dtype=torch.int32, device=device)
-        self._positive = torch.empty(self._chunk_tokens, num_neurons, dtype=self._dtype, device=device)
+        self._active = torch.zeros(
+            len(layers), NUM_BUCKETS, first.num_neurons, dtype=torch.int32, device=device
+        )
+        self._positive = torch.empty(
+            self._chunk_tokens, first.neurons_per_expert, dtype=self._dtype, device=device
+        )
+        self._expert_tokens = torch.zeros(
+            len(layers), NUM_BUCKETS, first.num_experts, dtype=torch.int64, device=device
+        )
         self._bucket_one_hot = torch.empty(NUM_BUCKETS, 0, dtype=self._dtype, device=device)
         self.is_text = torch.empty(0, dtype=torch.bool, device=device)
         self.tokens = torch.zeros(NUM_BUCKETS, dtype=torch.int64)
@@ -120,27 +136,59 @@ class _BucketCounter:
     @contextmanager
     def attached(self, layers: list[FFNLayer]) -> Iterator[None]:
         """Counts while the context is open."""
-        handles = [layer.gate.register_forward_hook(self._hook(layer)) for layer in layers]
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(
+                    self._experts_run_here(layer) if layer.is_mixture else self._hooked(layer)
+                )
+            yield
+
+    @contextmanager
+    def _hooked(self, layer: FFNLayer) -> Iterator[None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            gate_NI = output[..., layer.gate_output_slice].reshape(-1, layer.num_neurons)
+            self._add(self._active[layer.index], gate_NI, self._bucket_one_hot)
+
+        handle = layer.gate.register_forward_hook(hook)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
-    def _hook(self, layer: FFNLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            gate_NI = output[..., layer.gate_output_slice].reshape(-1, layer.num_neurons)
-            for start in range(0, len(gate_NI), self._chunk_tokens):
-                chunk = gate_NI[start : start + self._chunk_tokens]
-                positive = torch.gt(chunk, 0, out=self._positive[: len(chunk)])
-                in_bucket = self._bucket_one_hot[:, start : start + len(chunk)]
-                self._active[layer.index] += _sum_rows(in_bucket, positive)
+    @contextmanager
+    def _experts_run_here(self, layer: FFNLayer) -> Iterator[None]:
+        active = self._active[layer.index].unflatten(1, (layer.num_experts, -1))  # a view [16, E, I]
+        expert_tokens = self._expert_tokens[layer.index]
 
-        return add
+        def see(expert: int, tokens: Tensor, gate_up: Tensor) -> None:
+            bucket_one_hot = self._bucket_one_hot[:, tokens]
+            expert_tokens[:, expert] += bucket_one_hot.sum(1, dtype=torch.int64)
+            self._add(active[:, expert], gate_up[:, layer.gate_output_slice], bucket_one_hot)
+
+        def forward(hidden_ND: Tensor, top_k_index_NK: Tensor, top_k_weights_NK: Tensor) -> Tensor:
+            return run_experts(layer.gate, hidden_ND, top_k_index_NK, top_k_weights_NK, see)
+
+        module: Any = layer.gate
+        module.forward = forward  # hides the class's own
+        try:
+            yield
+        finally:
+            del module.forward
+
+    def _add(self, active_16I: Tensor, gate_nI: Tensor, bucket_one_hot: Tensor) -> None:
+        """Adds the positive gates of some tokens to a layer's (an expert's) counts, in place."""
+        for start in range(0, len(gate_nI), self._chunk_tokens):
+            chunk = gate_nI[start : start + self._chunk_tokens]
+            positive = torch.gt(chunk, 0, out=self._positive[: len(chunk)])
+            active_16I += _sum_rows(bucket_one_hot[:, start : start + len(chunk)], positive)
 
     def active(self) -> Tensor:
-        """int32 `[16, L, I]` on the CPU."""
+        """int32 `[16, L, neurons]` on the CPU."""
         return self._active.transpose(0, 1).contiguous().cpu()
+
+    def expert_tokens(self) -> Tensor:
+        """int64 `[16, L, E]` on the CPU: tokens by the expert to which they were routed."""
+        return self._expert_tokens.transpose(0, 1).contiguous().cpu()
 
 
 def _sum_rows(in_bucket: Tensor, positive: Tensor) -> Tensor:

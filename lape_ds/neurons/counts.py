@@ -67,6 +67,8 @@ class Counts:
         tokens: int64 `[16]`: tokens of the bucket.
         settings: How they were counted.
         parts: The text that was counted.
+        expert_tokens: int64 `[16, layers, experts]`: tokens of the bucket that were routed to the expert; None for
+            dense models.
 
     Raises:
         UserError: The tensors cannot be counts (NaN, negative, more active than there were tokens, wrong type
@@ -77,28 +79,48 @@ class Counts:
     tokens: Tensor
     settings: CountSettings
     parts: tuple[CountedBlocks, ...]
+    expert_tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
-        who = f"counts of {self.settings.language}"
-        for name, tensor, dtype, num_dims in (
-            ("active", self.active, torch.int32, 3),
-            ("tokens", self.tokens, torch.int64, 1),
-        ):
-            if tensor.is_floating_point() and bool(tensor.isnan().any()):
-                raise UserError(f"{who}: {name} contains NaN; {_AGAIN}")
-            if tensor.dtype != dtype or tensor.dim() != num_dims or tensor.shape[0] != NUM_BUCKETS:
-                raise UserError(
-                    f"{who}: {name} is {tensor.dtype} {list(tensor.shape)} where {dtype} with {NUM_BUCKETS} "
-                    "buckets and "
-                    f"{num_dims} axes is needed; {_AGAIN}"
-                )
-        if bool((self.active < 0).any()):
-            raise UserError(f"{who}: negative counts; {_AGAIN}")
-        if bool((self.active > self.tokens[:, None, None]).any()):
-            raise UserError(f"{who}: a neuron is active on more tokens than there are; {_AGAIN}")
+        self._check("active", self.active, torch.int32, num_dims=3)
+        self._check("tokens", self.tokens, torch.int64, num_dims=1)
+        seen = self.tokens[:, None, None]  # by a neuron's expert, of which a dense block is one
+        if self.expert_tokens is not None:
+            self._check("expert_tokens", self.expert_tokens, torch.int64, num_dims=3)
+            self._check_experts(self.expert_tokens)
+            seen = self.expert_tokens
+        by_expert = self.active.unflatten(2, (seen.shape[2], -1))
+        if bool((by_expert > seen[..., None]).any()):
+            raise self._damaged("a neuron is active on more tokens than there are")
+
+    def _check(self, name: str, tensor: Tensor, dtype: torch.dtype, *, num_dims: int) -> None:
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise self._damaged(f"{name} contains NaN")
+        if tensor.dtype != dtype or tensor.dim() != num_dims or tensor.shape[0] != NUM_BUCKETS:
+            raise self._damaged(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} where {dtype} with {NUM_BUCKETS} buckets and "
+                f"{num_dims} axes is needed"
+            )
+        if bool((tensor < 0).any()):
+            raise self._damaged(f"negative counts in {name}")
+
+    def _check_experts(self, expert_tokens: Tensor) -> None:
+        num_layers, num_experts = expert_tokens.shape[1:]
+        if num_layers != self.active.shape[1] or num_experts == 0 or self.active.shape[2] % num_experts:
+            raise self._damaged(
+                f"expert_tokens {list(expert_tokens.shape)} does not fit active {list(self.active.shape)}"
+            )
+        if bool((expert_tokens > self.tokens[:, None, None]).any()):
+            raise self._damaged("an expert has more tokens than there are")
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"counts of {self.settings.language}: {what}; {_AGAIN}")
 
     def probabilities(self) -> Tensor:
         """p(activation > 0) per neuron over all buckets, float64 `[layers, neurons]`.
+
+        A share of all tokens in a mixture of experts too: on a token that is not routed to its expert a neuron is not
+        active. So a language's neurons are those that work on its text, whichever of router and gate sees to that.
 
         Raises:
             UserError: Not one token was counted.
@@ -123,13 +145,20 @@ class Counts:
                 "files"
             )
         parts = tuple(sorted(self.parts + other.parts))
-        return Counts(self.active + other.active, self.tokens + other.tokens, self.settings, parts)
+        expert_tokens = None
+        if self.expert_tokens is not None and other.expert_tokens is not None:
+            expert_tokens = self.expert_tokens + other.expert_tokens
+        return Counts(
+            self.active + other.active, self.tokens + other.tokens, self.settings, parts, expert_tokens
+        )
 
     def save(self, path: Path) -> None:
         """Writes the counts, whole or not at all."""
         metadata = {**{name: str(value) for name, value in asdict(self.settings).items()}}
         metadata["parts"] = json.dumps([asdict(part) for part in self.parts])
         tensors = {"active": self.active, "tokens": self.tokens}
+        if self.expert_tokens is not None:
+            tensors["expert_tokens"] = self.expert_tokens
         save_artefact(path, tensors, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
@@ -149,7 +178,7 @@ class Counts:
                 dtype=metadata["dtype"],
             )
             parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
-            return cls(tensors["active"], tensors["tokens"], settings, parts)
+            return cls(tensors["active"], tensors["tokens"], settings, parts, tensors.get("expert_tokens"))
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
         except UserError as error:
@@ -164,11 +193,12 @@ def _check_alike(first: Counts, second: Counts) -> None:
                 f"counts differ in {name} ({ours} and {theirs}) and cannot be merged; count both with the "
                 f"same {name}"
             )
-    if first.active.shape != second.active.shape:
-        raise UserError(
-            f"counts differ in shape ({list(first.active.shape)} and {list(second.active.shape)}) and cannot "
-            "be merged"
-        )
+    for name in ("active", "expert_tokens"):
+        ours, theirs = (_shape(getattr(counts, name)) for counts in (first, second))
+        if ours != theirs:
+            raise UserError(
+                f"counts differ in the shape of {name} ({ours} and {theirs}) and cannot be merged"
+            )
     for part in first.parts:
         for other in second.parts:
             if part.overlaps(other):
@@ -177,3 +207,7 @@ def _check_alike(first: Counts, second: Counts) -> None:
                     f"{other.start}–{other.stop} of corpus "
                     f"{part.corpus_fingerprint[:16]}; merge counts of different text only"
                 )
+
+
+def _shape(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)

@@ -40,6 +40,7 @@ class ModelShape:
 
     num_layers: int
     neurons_per_layer: int
+    experts_per_layer: int
     parameters_per_neuron: int
     num_parameters: int
 
@@ -90,9 +91,10 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         UserError: The architecture is not supported.
     """
     layers = ffn_layers(model)
-    one_neuron = [full_shape(weight.parameter)[1 - weight.axis] for weight in layers[0].slices]
+    first = layers[0]
+    one_neuron = [full_shape(weight.parameter)[-2:][1 - weight.axis] for weight in first.slices]
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelShape(len(layers), layers[0].num_neurons, sum(one_neuron), num_parameters)
+    return ModelShape(len(layers), first.num_neurons, first.num_experts, sum(one_neuron), num_parameters)
 
 
 def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:
@@ -167,6 +169,7 @@ def _select(recipe: Recipe, counts: Mapping[str, Counts], shape: ModelShape) -> 
         indices=dict(zip(counts, selected, strict=True)),
         num_layers=shape.num_layers,
         neurons_per_layer=shape.neurons_per_layer,
+        experts_per_layer=shape.experts_per_layer,
         model_id=settings.model_id,
         model_fingerprint=settings.model_fingerprint,
         method="lape",

@@ -30,12 +30,14 @@ class NeuronSet:
         indices: Language code to int32 `[n, 2]` of (layer, index), sorted, without repeats; `n` may be 0. The
             order of the languages is the order in which they were compared.
         num_layers: Decoder layers of the model.
-        neurons_per_layer: `intermediate_size` of the model.
+        neurons_per_layer: `intermediate_size` of the model; times `experts_per_layer` in a mixture of experts, where
+            index = expert × intermediate size + i.
         model_id: Path or hub id, for people.
         model_fingerprint: Of the weights (model/loading.py), for machines; "" where it is not known (imported
             sets).
         method: How it was made: "lape", "random", "topk" or "import".
         knobs: The method's settings, JSON values.
+        experts_per_layer: 1 in a dense model.
 
     Raises:
         UserError: `indices` are not as described.
@@ -48,6 +50,7 @@ class NeuronSet:
     model_fingerprint: str
     method: str
     knobs: Mapping[str, Any]
+    experts_per_layer: int = 1
 
     def __post_init__(self) -> None:
         for code, neurons in self.indices.items():
@@ -150,6 +153,7 @@ class NeuronSet:
             indices={"+".join(codes): torch.cat(rows).int()},
             method="random",
             knobs={"like": self.method, "seed": seed},
+            experts_per_layer=self.experts_per_layer,
         )
 
     def most_active_like(self, *codes: str, probs_LI: Tensor) -> NeuronSet:
@@ -198,6 +202,7 @@ class NeuronSet:
             "languages": json.dumps(self.languages),
             "num_layers": str(self.num_layers),
             "neurons_per_layer": str(self.neurons_per_layer),
+            "experts_per_layer": str(self.experts_per_layer),
             "model_id": self.model_id,
             "model_fingerprint": self.model_fingerprint,
             "method": self.method,
@@ -222,6 +227,8 @@ class NeuronSet:
                 model_fingerprint=metadata["model_fingerprint"],
                 method=metadata["method"],
                 knobs=json.loads(metadata["knobs"]),
+                # Sets from before mixtures of experts do not say it.
+                experts_per_layer=int(metadata.get("experts_per_layer", "1")),
             )
         except KeyError as error:
             raise UserError(

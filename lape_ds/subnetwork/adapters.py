@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import ffn_layers, full_shape
+from lape_ds.model.ffn import ffn_layers, full_shape, is_mixture
 from lape_ds.recipe import LoRASection, TrainSection
 
 
@@ -30,8 +30,9 @@ def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
         PEFT's wrapper, needed only to merge the adapter.
 
     Raises:
-        UserError: PEFT does not know where (IA)³ goes in this architecture.
+        UserError: PEFT does not know where (IA)³ goes in this architecture, or it is a mixture of experts.
     """
+    _check_dense(model, train.method)
     config: Any
     if train.method == "lora":
         assert isinstance(train.lora.r, int)
@@ -55,13 +56,28 @@ def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
 
 
 def lora_weights_per_r(model: nn.Module, lora: LoRASection) -> int:
-    """Weights that LoRA adds for each unit of `r`: in + out features of every target."""
+    """Weights that LoRA adds for each unit of `r`: in + out features of every target.
+
+    Raises:
+        UserError: The model is a mixture of experts.
+    """
+    _check_dense(model, "lora")
     names = _lora_targets(model, lora)
     return sum(
         sum(full_shape(cast("nn.Parameter", module.weight)))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name in names
     )
+
+
+def _check_dense(model: nn.Module, method: str) -> None:
+    """Experts are no linear modules: PEFT would adapt the attention alone and say nothing."""
+    if is_mixture(model):
+        config: Any = model.config
+        raise UserError(
+            f"train.method={method} is not supported for mixtures of experts ({config.model_type}): the adapter would leave "
+            "the experts out; use subnetwork, random, topk, ffn or full"
+        )
 
 
 def _lora_targets(model: nn.Module, lora: LoRASection) -> list[str]:

@@ -18,8 +18,6 @@ Source: arXiv 2510.13580 trains the same weights by cloning every FFN weight in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,16 +27,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from lape_ds.model.ffn import FFNLayer, ffn_layers
-from lape_ds.subnetwork.entries import EntryMask, entry_masks
+from lape_ds.subnetwork.activations import activation_of
+from lape_ds.subnetwork.compact_experts import CompactExperts
+from lape_ds.subnetwork.entries import Mask, entry_masks
 from lape_ds.subnetwork.parameters import TrainedParameter
 
 
 def insert_slices(model: nn.Module, neurons: Tensor) -> list[TrainedParameter]:
     """Freezes the model and puts trainable slices into its feed-forward blocks, in place.
 
-    Blocks from the first one with a neuron on are replaced by `CompactFFN` (gated) or their linears by `CompactLinear`
-    (ungated); names of the model's own parameters stay as they are. With parameters partitioned by `zero.Init` this is
-    collective: every rank must enter it with the same neurons.
+    Blocks from the first one with a neuron on are replaced by `CompactFFN` (gated), the experts of a mixture by
+    `CompactExperts`, the linears of an ungated block by `CompactLinear`; names of the model's own parameters stay as they
+    are. With parameters partitioned by `zero.Init` this is collective: every rank must enter it with the same neurons.
 
     Args:
         model: A causal language model of a supported architecture.
@@ -57,7 +57,9 @@ def insert_slices(model: nn.Module, neurons: Tensor) -> list[TrainedParameter]:
     trained: list[TrainedParameter] = []
     for layer in layers[first:]:
         index = neurons[neurons[:, 0] == layer.index, 1].long().unique()
-        if layer.is_gated:
+        if layer.is_mixture:
+            trained += _replace_experts(model, layer, masks)
+        elif layer.is_gated:
             trained += _replace_block(model, layer, index)
         elif len(index):
             trained += _replace_linears(model, layer, masks)
@@ -78,9 +80,19 @@ def _replace_block(model: nn.Module, layer: FFNLayer, index: Tensor) -> list[Tra
     ]
 
 
-def _replace_linears(
-    model: nn.Module, layer: FFNLayer, masks: dict[str, EntryMask]
-) -> list[TrainedParameter]:
+def _replace_experts(model: nn.Module, layer: FFNLayer, masks: dict[str, Mask]) -> list[TrainedParameter]:
+    experts = CompactExperts(layer, masks)
+    model.set_submodule(layer.block_name, experts)
+    if not experts.num_trained:
+        return []
+    fused, _, down = layer.slices
+    return [
+        TrainedParameter(experts.gate_up_slice, fused.parameter_name),
+        TrainedParameter(experts.down_slice, down.parameter_name),
+    ]
+
+
+def _replace_linears(model: nn.Module, layer: FFNLayer, masks: dict[str, Mask]) -> list[TrainedParameter]:
     trained = []
     for part in layer.slices:
         name = part.parameter_name.removesuffix(".weight")
@@ -273,46 +285,3 @@ def _selected(weight: Tensor, axis: Literal[0, 1], index: Tensor) -> nn.Paramete
     """A copy of some rows or columns as a parameter; gathers the weight first where ZeRO-3 has partitioned it."""
     with GatheredParameters([weight], enabled=hasattr(weight, "ds_id")), torch.no_grad():
         return nn.Parameter(weight.index_select(axis, index.to(weight.device)).contiguous())
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An elementwise function and its gradient.
-
-    Attributes:
-        forward: `x -> act(x)`, a new tensor.
-        backward: `(d act(x), x) -> d x`; may overwrite its first argument.
-    """
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-_aten = torch.ops.aten
-# By their names in a model's config: torch's own kernels, which plain autograd would run too.
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": Activation(functional.silu, _aten.silu_backward),
-    "gelu": Activation(functional.gelu, _aten.gelu_backward),
-    "gelu_pytorch_tanh": Activation(
-        lambda x: functional.gelu(x, approximate="tanh"),
-        lambda grad, x: _aten.gelu_backward(grad, x, approximate="tanh"),
-    ),
-    "relu": Activation(functional.relu, lambda grad, x: _aten.threshold_backward(grad, x, 0)),
-}
-_ACTIVATIONS["swish"] = _ACTIVATIONS["silu"]
-
-
-def activation_of(layer: FFNLayer) -> Activation:
-    """The activation of a gated block; the rarer ones are differentiated by autograd, inside our backward."""
-    module = layer.activation
-    assert module is not None
-    return _ACTIVATIONS.get(layer.activation_name, Activation(module, _autograd_backward(module)))
-
-
-def _autograd_backward(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    def backward(grad: Tensor, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            return torch.autograd.grad(module(leaf), leaf, grad)[0]
-
-    return backward

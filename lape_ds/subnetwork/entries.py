@@ -4,11 +4,14 @@ Between the neuron set and the masked engine. A neuron is whole rows or whole co
 index is ever stored: a mask over 37 M entries of an 8B model costs kilobytes. Entries are always ordered by their
 position in the row-major weight; a contiguous shard of the weight therefore holds a contiguous range of them, which is
 what makes checkpoints independent of how ZeRO cut the weight.
+
+A mixture keeps the matrices of its experts in one weight [experts, rows, cols]. The rows of all experts are the rows of
+one tall matrix, so an `EntryMask` serves there too; columns are others in each expert (`ExpertColumns`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import ffn_layers, full_shape
+from lape_ds.model.ffn import FFNLayer, WeightSlice, ffn_layers, full_shape
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class EntryMask:
 
     Attributes:
         name: The weight's name in `model.named_parameters()`.
-        rows: Rows of the whole weight, however it is partitioned.
+        rows: Rows of the whole weight, however it is partitioned; of all experts together in a mixture.
         cols: Columns of the whole weight.
         axis: What `index` selects.
         index: int64 [n], sorted, without repeats.
@@ -80,13 +83,15 @@ class EntryMask:
         return self.entries_before(self.rows * self.cols)
 
     def keep_only(self, grad: Tensor) -> Tensor:
-        """Returns `grad` [rows, cols] with zeros outside the mask.
+        """Returns `grad` (shape of the weight) with zeros outside the mask.
 
         Built from zeros and not by multiplication: 0 · inf is NaN, and one overflow in a weight that does not train
         must not spoil one that does.
         """
-        kept = torch.zeros_like(grad)
-        return kept.index_copy_(self.axis, self.index, grad.index_select(self.axis, self.index))
+        matrix = grad.reshape(self.rows, self.cols)
+        kept = torch.zeros_like(matrix)
+        kept.index_copy_(self.axis, self.index, matrix.index_select(self.axis, self.index))
+        return kept.view(grad.shape)
 
     def on(self, device: torch.device) -> EntryMask:
         """The same mask with its index on another device."""
@@ -137,7 +142,79 @@ class EntryMask:
         return self.index[inside] - col
 
 
-def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
+@dataclass(frozen=True)
+class ExpertColumns:
+    """The trained entries of one weight [experts, rows, cols]: whole columns, others in each expert.
+
+    Interface and order of the entries as in `EntryMask`: row-major over the whole weight, so expert by expert.
+
+    Attributes:
+        name: The weight's name in `model.named_parameters()`.
+        num_experts: Matrices of the whole weight, however it is partitioned.
+        rows: Rows of one of them.
+        cols: Columns of one of them.
+        index: int64 [n] of expert * cols + column, sorted, without repeats.
+    """
+
+    name: str
+    num_experts: int
+    rows: int
+    cols: int
+    index: Tensor
+
+    @property
+    def num_entries(self) -> int:
+        """Trained entries of the whole weight."""
+        return self.rows * len(self.index)
+
+    def keep_only(self, grad: Tensor) -> Tensor:
+        """Returns `grad` [experts, rows, cols] with zeros outside the mask."""
+        expert, column = self.index // self.cols, self.index % self.cols
+        kept = torch.zeros_like(grad)
+        kept[expert, :, column] = grad[expert, :, column]
+        return kept
+
+    def on(self, device: torch.device) -> ExpertColumns:
+        """The same mask with its index on another device."""
+        return replace(self, index=self.index.to(device))
+
+    def entries_before(self, position: int) -> int:
+        """How many selected entries lie before row-major `position` of the weight."""
+        expert, inside = divmod(position, self.rows * self.cols)
+        earlier = int(torch.searchsorted(self.index, expert * self.cols))
+        return earlier * self.rows + self._matrix(expert).entries_before(inside)
+
+    def blocks(self, start: int, stop: int, *, offset: int, device: torch.device | str) -> list[Block]:
+        """The selected entries of positions [start, stop) of the weight, lying at `offset` of a flat buffer."""
+        size = self.rows * self.cols
+        found: list[Block] = []
+        for expert in range(start // size, -(-stop // size)):
+            first = expert * size
+            begin, end = max(start, first), min(stop, first + size)
+            found += self._matrix(expert).blocks(
+                begin - first, end - first, offset=offset + begin - start, device=device
+            )
+        return found
+
+    def _matrix(self, expert: int) -> EntryMask:
+        first, last = torch.searchsorted(
+            self.index, torch.tensor([expert, expert + 1], device=self.index.device) * self.cols
+        ).tolist()
+        return EntryMask(self.name, self.rows, self.cols, 1, self.index[first:last] - expert * self.cols)
+
+
+Mask = EntryMask | ExpertColumns
+
+
+def scatter(blocks: Iterable[Block], flat: Tensor, values: Tensor) -> None:
+    """Writes `values`, one after another, to the selected entries of `blocks` in `flat`."""
+    begin = 0
+    for block in blocks:
+        block.scatter(flat, values[begin : begin + block.num_entries])
+        begin += block.num_entries
+
+
+def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, Mask]:
     """The trained entries of a language's subnetwork, per weight; weights without any are left out.
 
     Args:
@@ -152,17 +229,13 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
             "the neuron set of this language is empty: nothing would train; identify with a larger top_rate"
         )
     layers = ffn_layers(model)
-    masks: dict[str, EntryMask] = {}
+    masks: dict[str, Mask] = {}
     for layer in layers:
         index = neurons[neurons[:, 0] == layer.index, 1].long().unique()
-        for part in layer.slices:
-            shifted = index + part.offset
-            if part.parameter_name in masks:  # a fused gate_up_proj holds both
-                known = masks.pop(part.parameter_name)
-                shifted = torch.cat([known.index, shifted]).unique()
-            if len(shifted):
-                rows, cols = full_shape(part.parameter)
-                masks[part.parameter_name] = EntryMask(part.parameter_name, rows, cols, part.axis, shifted)
+        if len(index):
+            for part in layer.slices:
+                earlier = masks.get(part.parameter_name)  # a fused gate_up_proj holds both
+                masks[part.parameter_name] = _mask_of(layer, part, index, earlier)
     sizes = {layer.index: layer.num_neurons for layer in layers}
     for layer_index, index in neurons.tolist():
         if not 0 <= index < sizes.get(layer_index, 0):
@@ -171,3 +244,15 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, EntryMask]:
                 f"{layers[0].num_neurons} neurons; use a neuron set identified on this model"
             )
     return masks
+
+
+def _mask_of(layer: FFNLayer, part: WeightSlice, index: Tensor, earlier: Mask | None) -> Mask:
+    """The mask of one weight of a layer, with what is already selected in it."""
+    *stack, rows, cols = full_shape(part.parameter)
+    expert, inside = index // layer.neurons_per_expert, index % layer.neurons_per_expert
+    selected = expert * (rows, cols)[part.axis] + part.offset + inside
+    if earlier is not None:
+        selected = torch.cat([earlier.index, selected]).unique()
+    if stack and part.axis == 1:
+        return ExpertColumns(part.parameter_name, layer.num_experts, rows, cols, selected)
+    return EntryMask(part.parameter_name, layer.num_experts * rows, cols, part.axis, selected)

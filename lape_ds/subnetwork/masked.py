@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lape_ds.errors import UserError
-from lape_ds.subnetwork.entries import Block, EntryMask, entry_masks
+from lape_ds.model.experts import unhook_activations
+from lape_ds.subnetwork.entries import Block, Mask, entry_masks, scatter
 from lape_ds.subnetwork.lion import Lion
 from lape_ds.subnetwork.shards import Shard, find_shards
 
@@ -61,7 +62,7 @@ class _Gathered:
     """The masked entries of one of DeepSpeed's buffers, as the inner optimizer sees them."""
 
     buffer: Tensor
-    parts: list[tuple[EntryMask, Shard, list[Block]]]
+    parts: list[tuple[Mask, Shard, list[Block]]]
     vector: (
         nn.Parameter
     )  # fp32 [n]; empty between steps, only its identity lasts: the inner state hangs on it
@@ -74,11 +75,7 @@ class _Gathered:
         return torch.cat([block.gather(flat) for _, _, blocks in self.parts for block in blocks])
 
     def scatter(self, flat: Tensor, vector: Tensor) -> None:
-        begin = 0
-        for _, _, blocks in self.parts:
-            for block in blocks:
-                block.scatter(flat, vector[begin : begin + block.num_entries])
-                begin += block.num_entries
+        scatter((block for _, _, blocks in self.parts for block in blocks), flat, vector)
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
@@ -119,6 +116,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 f"optimizer {optimizer.__name__} cannot train a neuron mask: only elementwise optimizers can ({allowed})"
             )
         self.masks = entry_masks(model, neurons)
+        unhook_activations(model)
         named = dict(model.named_parameters())
         for name, param in named.items():
             param.requires_grad_(name in self.masks)
@@ -143,7 +141,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 earlier.remove()
             setattr(param, _HOOK, param.register_hook(self._zero_outside(self._mask_of[id(param)])))
 
-    def _zero_outside(self, mask: EntryMask) -> Callable[[Tensor], Tensor]:
+    def _zero_outside(self, mask: Mask) -> Callable[[Tensor], Tensor]:
         # A tensor hook sees the full-shape gradient in every stage and runs before DeepSpeed's reduction hook.
         def hook(grad: Tensor) -> Tensor:
             nonlocal mask
@@ -262,8 +260,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for param in self._params:
             mask = self._mask_of[id(param)]
             values = read(mask.name, 0, mask.num_entries).to(param.dtype)
-            (block,) = mask.blocks(0, param.numel(), offset=0, device=param.device)
-            block.scatter(param.view(-1), values)
+            scatter(mask.blocks(0, param.numel(), offset=0, device=param.device), param.view(-1), values)
 
     @torch.no_grad()
     def load_entries(
@@ -363,6 +360,12 @@ def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "zero_optimization.offload_optimizer.device: nvme swaps masters out of reach of checkpoints; a mask's own state is "
             "small: use cpu (parameters may go to nvme)"
         )
+    if zero.get("stage") == 3:
+        # DeepSpeed makes "leaf modules" of some mixtures of experts: it reduces their gradients in one hook, which fires before
+        # the gradients are there if no input of the module needs one, as in the first layer that trains. Nothing needs
+        # it: since transformers 5 all experts are one parameter, which every forward uses.
+        leaf = {"classes": [], **zero.get("leaf_module", {})}
+        config = {**config, "zero_optimization": {**zero, "leaf_module": leaf}}
     # DeepSpeed allows optimizers by exact type, and under offload insists on its own compiled one.
     return {**config, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 

@@ -13,6 +13,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from lape_ds.model.experts import unhook_activations
 from lape_ds.subnetwork.masked import masked_config
 
 
@@ -69,6 +70,7 @@ def initialize(
 
     Every rank must enter this together.
     """
+    unhook_activations(model)
     with _no_step(optimizer):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine

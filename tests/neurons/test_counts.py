@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,40 @@ def make_counts(*, start: int = 0, seed: int = 0) -> Counts:
     generator = torch.Generator().manual_seed(seed)
     active = torch.randint(0, 51, (16, 2, 3), dtype=torch.int32, generator=generator)
     return Counts(active, torch.full((16,), 50), SETTINGS, (CountedBlocks("c0ffee", start, start + 4, 48),))
+
+
+def make_mixture_counts(*, start: int = 0, seed: int = 0) -> Counts:
+    """Random counts of 2 layers × 3 experts × 2 neurons: 50 tokens a bucket, up to 40 of them for each expert."""
+    generator = torch.Generator().manual_seed(seed)
+    expert_tokens = torch.randint(20, 41, (16, 2, 3), generator=generator)
+    active = torch.randint(0, 21, (16, 2, 6), dtype=torch.int32, generator=generator)
+    part = CountedBlocks("c0ffee", start, start + 4, 48)
+    return Counts(active, torch.full((16,), 50), SETTINGS, (part,), expert_tokens)
+
+
+def test_mixture_round_trip_and_merge(tmp_path: Path) -> None:
+    first, second = make_mixture_counts(), make_mixture_counts(start=4, seed=1)
+    first.save(tmp_path / "mlt_Latn.safetensors")
+    loaded = Counts.load(tmp_path / "mlt_Latn.safetensors")
+    assert loaded.expert_tokens is not None
+    assert first.expert_tokens is not None
+    assert second.expert_tokens is not None
+    assert torch.equal(loaded.expert_tokens, first.expert_tokens)
+    merged = loaded.merge(second)
+    assert merged.expert_tokens is not None
+    assert torch.equal(merged.expert_tokens, first.expert_tokens + second.expert_tokens)
+    assert torch.equal(merged.active, first.active + second.active)
+
+
+def test_mixture_probabilities_are_over_all_tokens() -> None:
+    counts = make_mixture_counts()
+    assert counts.probabilities().tolist() == (counts.active.sum(0).double() / 800).tolist()
+
+
+def test_mixture_and_dense_do_not_merge() -> None:
+    dense = replace(make_mixture_counts(start=4), expert_tokens=None)
+    with pytest.raises(UserError, match=r"differ in the shape of expert_tokens \(\[16, 2, 3\] and None\)"):
+        make_mixture_counts().merge(dense)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -101,6 +136,42 @@ def _more_than_tokens(tensors: dict[str, Tensor]) -> None:
 
 def _wrong_type(tensors: dict[str, Tensor]) -> None:
     tensors["active"] = tensors["active"].long()
+
+
+def _experts_beyond_tokens(tensors: dict[str, Tensor]) -> None:
+    tensors["expert_tokens"][1, 0, 2] = 51
+
+
+def _active_beyond_its_expert(tensors: dict[str, Tensor]) -> None:
+    tensors["active"][1, 0, 5] = 42  # of expert 2, which has at most 40 of the bucket's 50 tokens
+
+
+def _experts_that_do_not_divide(tensors: dict[str, Tensor]) -> None:
+    tensors["expert_tokens"] = torch.zeros(16, 2, 4, dtype=torch.int64)
+
+
+def _negative_expert(tensors: dict[str, Tensor]) -> None:
+    tensors["expert_tokens"][1, 0, 2] = -1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_experts_beyond_tokens, "an expert has more tokens than there are"),
+        (_active_beyond_its_expert, "a neuron is active on more tokens than there are"),
+        (_experts_that_do_not_divide, "does not fit active"),
+        (_negative_expert, "negative counts in expert_tokens"),
+    ],
+)
+def test_damaged_mixture_counts_are_refused(
+    damage: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    counts = make_mixture_counts()
+    assert counts.expert_tokens is not None
+    tensors = {"active": counts.active, "expert_tokens": counts.expert_tokens}
+    damage(tensors)
+    with pytest.raises(UserError, match=message):
+        replace(counts, **tensors)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lape_ds.neurons.identify import identify, model_shape
 from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import CreateSection, Recipe, freeze_recipe, load_recipe
-from tests.tiny_models import tiny_model
+from tests.tiny_models import MIXTURES, NUM_EXPERTS, tiny_model
 
 CODES = ["mlt_Latn", "kat_Geor", "eng_Latn"]
 LLAMA = {
@@ -271,10 +271,15 @@ def test_context_length_decides_the_blocks(tmp_path: Path, model_folder: Path) -
         counts[0].merge(replace(counts[1], parts=()))
 
 
-@pytest.mark.parametrize(("model_type", "per_neuron"), [("llama", 3 * 16), ("phi3", 3 * 16), ("opt", 2 * 16)])
+@pytest.mark.parametrize(
+    ("model_type", "per_neuron"),
+    [("llama", 3 * 16), ("phi3", 3 * 16), ("opt", 2 * 16), *((name, 3 * 16) for name in MIXTURES)],
+)
 def test_model_shape(model_type: str, per_neuron: int) -> None:
     """A neuron is three vectors of the hidden size, two in an ungated block."""
     model = tiny_model(model_type)
     shape = model_shape(model)
-    assert (shape.num_layers, shape.neurons_per_layer, shape.parameters_per_neuron) == (3, 23, per_neuron)
+    num_experts = NUM_EXPERTS if model_type in MIXTURES else 1
+    assert (shape.num_layers, shape.neurons_per_layer) == (3, 23 * num_experts)
+    assert (shape.experts_per_layer, shape.parameters_per_neuron) == (num_experts, per_neuron)
     assert shape.num_parameters == sum({id(p): p.numel() for p in model.parameters()}.values())

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lape_ds.errors import UserError
+from lape_ds.neurons.artefact import read_metadata
 from lape_ds.neurons.neuron_set import NeuronSet
 
 Pairs = list[tuple[int, int]]
@@ -43,6 +44,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.languages == ("mlt_Latn", "afr_Latn", "kat_Geor")
     assert all(torch.equal(loaded.indices[code], made.indices[code]) for code in made.languages)
     assert replace(loaded, indices={}).__dict__ == replace(made, indices={}).__dict__
+
+
+def test_experts_are_kept_and_older_sets_are_dense(tmp_path: Path) -> None:
+    path = tmp_path / "neurons.safetensors"
+    made = replace(make_set(), neurons_per_layer=8, experts_per_layer=4)
+    assert made.random_like("mlt_Latn", seed=0).experts_per_layer == 4
+    made.save(path)
+    assert NeuronSet.load(path).experts_per_layer == 4
+    metadata = read_metadata(path, kind="neuron set", schema_version=1)
+    del metadata["experts_per_layer"]
+    save_file(load_file(path), path, metadata=metadata)
+    assert NeuronSet.load(path).experts_per_layer == 1
 
 
 def test_per_layer() -> None:

@@ -19,15 +19,22 @@ class OracleResult:
     norms: list[float]  # before clipping, one a step
 
 
-def entry_positions(model: nn.Module, neurons: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, int]]]:
-    """(row, column) of every trained entry, by parameter name, for the tiny Llama, Phi-3 and Phi-2."""
-    positions: dict[str, list[tuple[int, int]]] = {}
+def entry_positions(model: nn.Module, neurons: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, ...]]]:
+    """Position of every trained entry by parameter name: (row, column), or (expert, row, column) in a mixture.
+
+    For the tiny Llama, Phi-3, Phi-2 and the mixtures of experts; the entries of a neuron side by side.
+    """
+    positions: dict[str, list[tuple[int, ...]]] = {}
+    not_ours = (".mlp.gate.", "shared_expert", "bias")
     for name, param in model.named_parameters():
-        if ".mlp." not in name or name.endswith("bias"):
+        if ".mlp." not in name or any(part in name for part in not_ours):
             continue
         layer = int(name.split(".")[2])
         picked = [index for (neuron_layer, index) in neurons if neuron_layer == layer]
         if not picked:
+            continue
+        if param.dim() == 3:
+            positions[name] = _expert_positions(name, param, picked)
             continue
         rows, cols = param.shape
         if "down_proj" in name or "fc2" in name:
@@ -39,6 +46,18 @@ def entry_positions(model: nn.Module, neurons: Sequence[tuple[int, int]]) -> dic
         else:
             positions[name] = [(index, col) for index in picked for col in range(cols)]
     return positions
+
+
+def _expert_positions(name: str, param: Tensor, picked: list[int]) -> list[tuple[int, ...]]:
+    _, rows, cols = param.shape
+    size = cols if "down_proj" in name else rows // 2
+    found: list[tuple[int, ...]] = []
+    for expert, inside in (divmod(index, size) for index in picked):
+        if "down_proj" in name:
+            found += [(expert, row, inside) for row in range(rows)]
+        else:
+            found += [(expert, row, col) for row in (inside, size + inside) for col in range(cols)]
+    return found
 
 
 def train_entries(

@@ -12,19 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lape_ds.model.ffn import ffn_layers
 from tests.oracles.subnetwork import OracleResult, entry_positions, train_entries
 from tests.processes import run_ranks
 from tests.subnetwork.ulps import ulps_apart
 from tests.subnetwork.zero_cases import (
+    ACCUMULATION,
     CHECKPOINT_METHODS,
     MAX_NORM,
-    NEURONS,
     OPTIMIZERS,
     STEPS,
     Case,
     all_cases,
     learning_rate,
     micro_batches,
+    neurons_of,
 )
 from tests.tiny_models import tiny_model
 
@@ -46,8 +48,8 @@ def oracle(world_size: int, dtype: str, optimizer: str, model_type: str, bf16_su
     build = cast("Callable[..., torch.optim.Optimizer]", OPTIMIZERS[optimizer][0])
     return train_entries(
         model,
-        NEURONS,
-        lambda step: micro_batches(step, world_size),
+        neurons_of(model_type),
+        lambda step: micro_batches(step, world_size, model_type),
         steps=STEPS,
         make_optimizer=lambda params: build(params, lr=learning_rate(0), **settings),
         learning_rate=learning_rate,
@@ -65,7 +67,7 @@ class TestAgainstOracle:
 
     def test_outside_is_bit_equal_to_the_base(self, trained: tuple[int, Path], case: Case) -> None:
         base = dict(tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).named_parameters())
-        positions = entry_positions(tiny_model(case.model_type), NEURONS)
+        positions = entry_positions(tiny_model(case.model_type), case.neurons)
         got = load_file(trained[1] / f"{case.name}.safetensors")
         assert got.keys() == base.keys()
         for name, weight in got.items():
@@ -79,7 +81,7 @@ class TestAgainstOracle:
         world_size, out = trained
         expected = self.expected(world_size, case)
         got = load_file(out / f"{case.name}.safetensors")
-        for name in entry_positions(tiny_model(case.model_type), NEURONS):
+        for name in entry_positions(tiny_model(case.model_type), case.neurons):
             if case.dtype == "float32":
                 torch.testing.assert_close(got[name], expected.weights[name], rtol=1e-5, atol=1e-7)
             else:
@@ -97,7 +99,9 @@ class TestAgainstOracle:
 
     def test_moments_exist_for_trained_entries_only(self, trained: tuple[int, Path], case: Case) -> None:
         world_size, out = trained
-        entries = sum(len(pairs) for pairs in entry_positions(tiny_model(case.model_type), NEURONS).values())
+        entries = sum(
+            len(pairs) for pairs in entry_positions(tiny_model(case.model_type), case.neurons).values()
+        )
         per_rank = json.loads((out / f"{case.name}.json").read_text())["moment_bytes"]
         replicas = world_size if case.stage == 0 else 1
         assert sum(per_rank) == MOMENT_BYTES[case.optimizer] * entries * replicas
@@ -107,7 +111,7 @@ class TestAgainstOracle:
         told = json.loads((out / f"{case.name}.json").read_text())
         model = tiny_model(case.model_type)
         shapes = {name: param.numel() for name, param in model.named_parameters()}
-        positions = entry_positions(model, NEURONS)
+        positions = entry_positions(model, case.neurons)
         entries = sum(len(pairs) for pairs in positions.values())
         # DeepSpeed keeps masters and gradients of whole tensors: of the weights, or of the slices.
         trained_tensors = sum(shapes[name] for name in positions) if case.engine == "masked" else entries
@@ -126,6 +130,28 @@ class TestAgainstOracle:
             "moments": told["moment_bytes"][0],
         }
         assert told["memory"] == pytest.approx(expected, rel=0.02)  # padding to the number of ranks
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_the_mixture_cases_leave_experts_without_tokens(model_type: str) -> None:
+    """Experts with trained neurons: one on one rank alone, and one on both, in a micro-batch of some step."""
+    model = tiny_model(model_type)
+    idle: list[set[int]] = []
+    first, *_ = ffn_layers(model)
+    first.gate.register_forward_pre_hook(
+        lambda module, args: idle.append({0, 2, 3} - set(args[1].flatten().tolist()))
+    )
+    with torch.no_grad():
+        for step in range(STEPS):
+            for rank in micro_batches(step, 2, model_type):
+                for input_ids in rank:
+                    model(input_ids)
+    by_step = torch.tensor([len(experts) for experts in idle]).view(STEPS, 2, -1)
+    together = [
+        idle[i] & idle[i + ACCUMULATION] for step in range(STEPS) for i in range(4 * step, 4 * step + 2)
+    ]
+    assert bool((by_step.sum(1) == 1).any())
+    assert any(together)
 
 
 def test_ulps_oracle() -> None:

@@ -11,8 +11,8 @@ import torch
 from lape_ds.errors import UserError
 from lape_ds.subnetwork.masked import MaskedOptimizer, masked_config
 from tests.oracles.subnetwork import entry_positions
-from tests.subnetwork.zero_cases import NEURONS, micro_batches
-from tests.tiny_models import tiny_model
+from tests.subnetwork.zero_cases import NEURONS, micro_batches, neurons_of
+from tests.tiny_models import MIXTURES, tiny_model
 
 
 def test_optimizers_that_are_not_elementwise_are_refused_by_name() -> None:
@@ -30,6 +30,18 @@ def test_a_subclass_may_do_anything_and_is_refused() -> None:
 
     with pytest.raises(UserError, match="Mine cannot train a neuron mask"):
         MaskedOptimizer(tiny_model("llama"), torch.tensor(NEURONS), Mine)
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_routers_and_shared_experts_are_frozen(model_type: str) -> None:
+    model = tiny_model(model_type)
+    MaskedOptimizer(model, torch.tensor(neurons_of(model_type)))
+    trained = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert trained == {
+        f"model.layers.{layer}.mlp.experts.{name}"
+        for layer in (0, 2)
+        for name in ("gate_up_proj", "down_proj")
+    }
 
 
 def test_weights_without_an_entry_are_frozen() -> None:
@@ -94,3 +106,10 @@ def test_masked_config_leaves_the_users_own_alone() -> None:
     config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
     assert masked_config(config).items() >= config.items()
     assert config == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
+
+
+def test_masked_config_makes_no_leaf_modules_unless_told() -> None:
+    told = masked_config({"zero_optimization": {"stage": 3}})["zero_optimization"]
+    assert told == {"stage": 3, "leaf_module": {"classes": []}}
+    own = {"zero_optimization": {"stage": 3, "leaf_module": {"classes": ["Mine"]}}}
+    assert masked_config(own)["zero_optimization"] == own["zero_optimization"]

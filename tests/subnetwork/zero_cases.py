@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from lape_ds.subnetwork.lion import Lion
-from tests.tiny_models import VOCAB_SIZE
+from tests.tiny_models import MIXTURES, VOCAB_SIZE
 
 Engine = Literal["masked", "compact"]
 STEPS = 20
 ACCUMULATION = 2
-MAX_NORM = 0.05  # bites: the tiny models' norms are larger in every step
+MAX_NORM = 0.03  # bites: the tiny models' norms are larger in every step
 # Layer 0 with several neurons, layer 1 empty, layer 2 with a single one (the last: where the padding of an odd size is).
 NEURONS = [(0, 0), (0, 3), (0, 4), (0, 22), (2, 22)]
+# In a mixture of 4 experts of 23: layer 0 with neurons of all experts but the second, of the last one the last.
+MIXTURE_NEURONS = [(0, 0), (0, 3), (0, 22), (0, 46 + 4), (0, 91), (2, 91)]
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
@@ -48,11 +50,19 @@ class Case:
     recomputing: Literal["none", "non_reentrant", "reentrant"] = "none"
 
     @property
+    def neurons(self) -> list[tuple[int, int]]:
+        return neurons_of(self.model_type)
+
+    @property
     def name(self) -> str:
         parts = [self.engine, f"z{self.stage}", self.dtype, self.optimizer, self.model_type]
         parts += ["offload"] if self.offload == "cpu" else []
         parts += [self.recomputing] if self.recomputing != "none" else []
         return "-".join(parts + ([f"sub{self.sub_group_size}"] if self.sub_group_size else []))
+
+
+def neurons_of(model_type: str) -> list[tuple[int, int]]:
+    return MIXTURE_NEURONS if model_type in MIXTURES else NEURONS
 
 
 def all_cases() -> list[Case]:
@@ -62,6 +72,8 @@ def all_cases() -> list[Case]:
     cases += [Case(2, optimizer=name) for name in ("adam", "sgd", "lion")]
     cases += [Case(3, optimizer=name, dtype="bfloat16") for name in ("sgd", "lion")]
     cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3")]
+    cases += [Case(stage, model_type="mixtral") for stage in (0, 2, 3)]
+    cases += [Case(3, model_type="qwen3_moe")]
     # 100 elements a sub-group: smaller than every FFN weight (16 x 23), so that each is a sub-group by itself.
     cases += [Case(3, sub_group_size=100), Case(3, "cpu", "bfloat16", sub_group_size=100)]
     return cases + compact_cases()
@@ -82,6 +94,10 @@ def compact_cases() -> list[Case]:
     cases += [Case(3, recomputing=kind, dtype=dtype) for kind in kinds for dtype in dtypes]
     cases += [Case(2, model_type="phi3"), Case(3, model_type="phi3", dtype="bfloat16")]
     cases += [Case(2, model_type="phi"), Case(3, model_type="phi", recomputing="non_reentrant")]
+    cases += [Case(stage, model_type="mixtral") for stage in (0, 1, 2, 3)]
+    cases += [Case(2, model_type="mixtral", recomputing="reentrant")]
+    cases += [Case(3, model_type="mixtral", recomputing=kind) for kind in kinds]
+    cases += [Case(3, model_type="qwen3_moe", recomputing="non_reentrant")]
     return [replace(case, engine="compact") for case in cases]
 
 
@@ -89,8 +105,11 @@ def learning_rate(step: int) -> float:
     return 1e-3 if step < STEPS // 2 else 3e-4
 
 
-def micro_batches(step: int, world_size: int) -> list[list[Tensor]]:
-    """Token ids [1, 12] for every rank and accumulation step; the same numbers wherever they are asked for."""
+def micro_batches(step: int, world_size: int, model_type: str = "llama") -> list[list[Tensor]]:
+    """Token ids [1, 12] for every rank and accumulation step; the same numbers wherever they are asked for.
+
+    [1, 3] for mixtures, so that now and then an expert gets no token, on one rank or on all.
+    """
     generator = torch.Generator().manual_seed(1000 + step)
     ids = torch.randint(3, VOCAB_SIZE, (world_size, ACCUMULATION, 1, 12), generator=generator)
-    return [list(rank) for rank in ids]
+    return [list(rank) for rank in ids[..., : 3 if model_type in MIXTURES else 12]]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
+from lape_ds.subnetwork.compact_experts import CompactExperts
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained, torch_optimizer
 from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
@@ -60,26 +61,27 @@ def start(
     model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).train()
     cls, settings = OPTIMIZERS[case.optimizer]
     settings = settings | {"lr": learning_rate(0)}
+    neurons = torch.tensor(case.neurons)
     if method == "full":
         trained = ParameterEntries(
             [TrainedParameter(param, name) for name, param in model.named_parameters()], cls, **settings
         )
     elif case.engine == "masked":
-        trained = MaskedOptimizer(model, torch.tensor(NEURONS), cls, **settings)
+        trained = MaskedOptimizer(model, neurons, cls, **settings)
     else:
-        trained = ParameterEntries(insert_slices(model, torch.tensor(NEURONS)), cls, **settings)
+        trained = ParameterEntries(insert_slices(model, neurons), cls, **settings)
     if read is not None:
         trained.write_weights(read)
     recompute_layers(model, case.recomputing)
     return initialize(model, torch_optimizer(trained), config_of(case)), trained
 
 
-def train(engine: deepspeed.DeepSpeedEngine, steps: range) -> list[float]:
+def train(engine: deepspeed.DeepSpeedEngine, steps: range, model_type: str = "llama") -> list[float]:
     """Returns the gradient norm of each step."""
     norms = []
     for step in steps:
         set_learning_rate(engine, learning_rate(step))
-        for input_ids in micro_batches(step, dist.get_world_size())[dist.get_rank()]:
+        for input_ids in micro_batches(step, dist.get_world_size(), model_type)[dist.get_rank()]:
             engine.backward(engine(input_ids=input_ids, labels=input_ids).loss)
             if engine.is_gradient_accumulation_boundary():
                 norms.append(take_step(engine))
@@ -93,7 +95,7 @@ def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]
     parameters = {name.removeprefix("module."): param for name, param in engine.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
         for module in engine.modules():
-            if isinstance(module, CompactFFN | CompactLinear):
+            if isinstance(module, CompactFFN | CompactLinear | CompactExperts):
                 module.write_slices()
         return {
             name: param.detach().clone().cpu()
@@ -105,7 +107,7 @@ def gathered(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Tensor]
 def run(case: Case, out: Path) -> None:
     engine, optimizer = start(case)
     predicted = memory_by_kind(engine, optimizer)
-    norms = train(engine, range(STEPS))
+    norms = train(engine, range(STEPS), case.model_type)
     held = [value for part in optimizer.entry_ranges() for value in part.state.values()]
     sizes: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(sizes, sum(value.numel() * value.element_size() for value in held))

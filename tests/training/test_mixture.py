@@ -1,0 +1,115 @@
+"""A mixture of experts through every stage: identification, training on any layout, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from lape_ds.model.loading import load_model
+from lape_ds.neurons.counts import Counts
+from lape_ds.neurons.identify import identify
+from lape_ds.recipe import load_recipe
+from lape_ds.training.export import count_changes, export_model
+from lape_ds.training.metrics import read_metrics
+from tests.oracles.subnetwork import entry_positions
+from tests.processes import run_ranks
+from tests.tiny_models import MIXTURES, NUM_EXPERTS, NUM_LAYERS, tiny_model
+
+LANGUAGE = "mlt_Latn"
+SIZE = 24  # transformers runs these experts by grouped_mm, which takes no odd sizes on a CPU
+NEURONS = [(0, 0), (0, 22), (0, 46 + 5), (2, 91)]
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a recipe whose model is a tiny Mixtral of 4 experts, with the neurons that LAPE finds in it."""
+    folder = tmp_path_factory.mktemp("mixture")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe.parent / "tokenizer")
+    model = tiny_model("mixtral", vocab_size=len(tokenizer), intermediate_size=SIZE)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    arguments = [f"model.path={folder / 'base'}", f"output_dir={folder / 'out'}", "train.neurons=null"]
+    arguments += ["identify.tokens_per_language=3000"]
+    identify(load_recipe(str(tiny_recipe), arguments))
+    return [str(tiny_recipe), *arguments]
+
+
+@pytest.fixture(scope="module")
+def trained(mixture: list[str]) -> Path:
+    run_ranks("lape_ds.training.main", mixture, world_size=1)
+    return load_recipe(mixture[0], mixture[1:]).run_dir
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line]
+
+
+def test_identification(mixture: list[str]) -> None:
+    recipe = load_recipe(mixture[0], mixture[1:])
+    found = identify(recipe)
+    assert (found.neurons_per_layer, found.experts_per_layer) == (NUM_EXPERTS * SIZE, NUM_EXPERTS)
+    everything = found.union(*found.languages)
+    assert len(everything) == round(0.05 * NUM_LAYERS * NUM_EXPERTS * SIZE)
+    assert len((everything[:, 1] // SIZE).unique()) > 1, "neurons of several experts"
+    counts = Counts.load(recipe.identify_dir / "counts" / f"{LANGUAGE}.safetensors")
+    assert counts.expert_tokens is not None
+    assert torch.equal(counts.expert_tokens.sum(-1), 2 * counts.tokens[:, None].expand(-1, NUM_LAYERS))
+
+
+def test_two_ranks_under_zero_3_give_the_same_run(mixture: list[str], trained: Path) -> None:
+    overrides = ["train.run_name=zero3", "deepspeed.zero_stage=3", "train.gradient_accumulation_steps=1"]
+    run_ranks("lape_ds.training.main", [*mixture, *overrides], world_size=2)
+    again = load_recipe(mixture[0], [*mixture[1:], *overrides]).run_dir
+    assert losses(again) == pytest.approx(losses(trained), rel=1e-5)
+
+
+def test_export_is_the_base_but_for_the_subnetwork(mixture: list[str], trained: Path) -> None:
+    recipe = load_recipe(mixture[0], mixture[1:])
+    neurons = [(layer, index) for layer, index in identify(recipe).neurons(LANGUAGE).tolist()]
+    done = export_model(trained, checkpoint="last")
+    base = AutoModelForCausalLM.from_pretrained(recipe.model.path)
+    model = AutoModelForCausalLM.from_pretrained(done.folder)
+    positions = entry_positions(base, neurons)
+    changed = 0
+    for (name, weight), (_, before) in zip(model.named_parameters(), base.named_parameters(), strict=True):
+        differs = {tuple(place) for place in (weight != before).nonzero().tolist()}
+        assert differs <= set(positions.get(name, [])), name
+        changed += len(differs)
+    assert done.changed == changed
+    assert changed > 0.9 * done.trained  # an expert may have had no token
+    assert done.trained == sum(len(places) for places in positions.values())
+
+
+def nudge(model: PreTrainedModel, name: str, places: list[tuple[int, ...]]) -> None:
+    with torch.no_grad():
+        model.get_parameter(name)[tuple(torch.tensor(places).T)] += 1.0
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_export_check_reads_the_files_of_every_mixture(model_type: str, tmp_path: Path) -> None:
+    """`save_pretrained` splits the experts into a tensor each; the check compares those."""
+    tiny_model(model_type).save_pretrained(tmp_path / "base")
+    base, model = (
+        load_model(tmp_path / "base", dtype="float32", attn_implementation="eager") for _ in range(2)
+    )
+    positions = entry_positions(base, NEURONS)
+    for name, places in positions.items():
+        nudge(model, name, places)
+    model.save_pretrained(tmp_path / "trained")
+    changed = count_changes(tmp_path / "trained", base, torch.tensor(NEURONS))
+    assert changed == sum(len(places) for places in positions.values())
+
+    for name, place in (
+        ("model.layers.0.mlp.experts.down_proj", (1, 3, 0)),  # column 0 is a neuron of expert 0, not of 1
+        ("model.layers.1.mlp.experts.gate_up_proj", (0, 0, 0)),  # a layer without neurons
+        ("model.layers.0.mlp.gate.weight", (0, 0)),  # the router
+    ):
+        nudge(model, name, [place])
+        model.save_pretrained(tmp_path / "spoilt")
+        with pytest.raises(RuntimeError, match="differs from the base outside the subnetwork"):
+            count_changes(tmp_path / "spoilt", base, torch.tensor(NEURONS))
+        with torch.no_grad():
+            model.get_parameter(name)[place] = base.get_parameter(name)[place]
