@@ -6,3 +6,8 @@ The command line prints it as a single line and exits with 2; everything else is
 
 class UserError(ValueError):
     """Something the user must change: says what is wrong, where, what is allowed and what to do, in one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ what makes checkpoints independent of how ZeRO cut the weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -110,6 +110,20 @@ class EntryMask:
             for begin, rows, cols, axis, index in self._windows(start, stop)
             if len(index)
         ]
+
+    @torch.no_grad()
+    def write(self, values: Tensor, start: int, read: Callable[[int, int], Tensor]) -> None:
+        """Writes trained entries into a part of the weight, in place, rounded to its dtype.
+
+        Args:
+            values: [n], positions [start, start + n) of the weight: all of it, or what a rank holds.
+            start: Where the part begins.
+            read: `read(first, last)` gives the entries of that range, in the order of the whole weight's.
+        """
+        first = self.entries_before(start)
+        for block in self.blocks(start, start + len(values), offset=0, device=values.device):
+            block.scatter(values, read(first, first + block.num_entries).to(values))
+            first += block.num_entries
 
     def _windows(self, start: int, stop: int) -> Iterator[tuple[int, int, int, Literal[0, 1], Tensor]]:
         first_whole = -(-start // self.cols)

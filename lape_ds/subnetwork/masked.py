@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from lape_ds.errors import UserError
 from lape_ds.subnetwork.entries import Block, EntryMask, entry_masks
 from lape_ds.subnetwork.lion import Lion
-from lape_ds.subnetwork.shards import Shard, find_shards
+from lape_ds.subnetwork.shards import Shard, find_shards, stored_part
 
 # Each entry's update must depend on that entry alone: anything with a norm, a factored or a matrix-shaped state (LAMB,
 # Adafactor, Muon) would mean something else on a vector of gathered entries. By exact type: a subclass may do anything.
@@ -261,9 +262,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """
         for param in self._params:
             mask = self._mask_of[id(param)]
-            values = read(mask.name, 0, mask.num_entries).to(param.dtype)
-            (block,) = mask.blocks(0, param.numel(), offset=0, device=param.device)
-            block.scatter(param.view(-1), values)
+            with stored_part(param) as (start, values):
+                mask.write(values, start, partial(read, mask.name))
 
     @torch.no_grad()
     def load_entries(

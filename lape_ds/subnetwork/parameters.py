@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lape_ds.model.ffn import full_shape
 from lape_ds.subnetwork.masked import EntryRange, scalar_state
-from lape_ds.subnetwork.shards import Shard, find_shards
+from lape_ds.subnetwork.shards import Shard, find_shards, stored_part
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ class ParameterEntries:
     def write_weights(self, read: Callable[[str, int, int], Tensor]) -> None:
         """As `MaskedOptimizer.write_weights`."""
         for part in self._trained.values():
-            values = read(part.name, part.start, part.start + part.parameter.numel())
-            part.parameter.copy_(values.view(part.parameter.shape))
+            with stored_part(part.parameter) as (start, values):
+                if len(values):  # the last ranks may hold padding only
+                    first = part.start + start
+                    values.copy_(read(part.name, first, first + len(values)))
 
     @torch.no_grad()
     def load_entries(

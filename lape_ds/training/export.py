@@ -7,6 +7,7 @@ trained entries of a checkpoint are written into it, and what should not have mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -133,15 +134,11 @@ def write_entries(
     masks = _masks(model, neurons)
     named = dict(model.named_parameters())
     for name in checkpoint.names:
-        weight = named[name]
+        values = named[name].view(-1)
         if masks is None:
-            values = checkpoint.read_key("master", name, 0, weight.numel())
-            weight.copy_(values.view(weight.shape))
+            values.copy_(checkpoint.read_key("master", name, 0, len(values)))
         else:
-            mask = masks[name]
-            values = checkpoint.read_key("master", name, 0, mask.num_entries).to(weight.dtype)
-            (block,) = mask.blocks(0, weight.numel(), offset=0, device=weight.device)
-            block.scatter(weight.view(-1), values)
+            masks[name].write(values, 0, partial(checkpoint.read_key, "master", name))
     return model if adapted is None else merge_adapter(adapted)
 
 

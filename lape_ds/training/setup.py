@@ -40,8 +40,9 @@ from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, point
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
-from lape_ds.training.ranks import by_first, rank, start, together, world_size
-from lape_ds.training.zero import engine_config, initialize
+from lape_ds.training.partitioned import fill_partitioned
+from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
+from lape_ds.training.zero import check_offload, engine_config, initialize
 
 # What decides a run's numbers. Not how they are computed: a run may go on with other ranks, another ZeRO stage, another
 # micro-batch of the same global batch.
@@ -69,9 +70,11 @@ def set_up(recipe: Recipe) -> Training:
     Raises:
         UserError: Something in the recipe or its files must be mended.
     """
+    check_offload(recipe.deepspeed)
     run_dir = recipe.run_dir
     folder = recipe_model(recipe)
-    base_fingerprint = fingerprint(folder)
+    start()
+    base_fingerprint = by_first(lambda: fingerprint(folder))
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     found = None if chosen is None else chosen.union(*chosen.languages)
     train = with_matched_lora(recipe.train, load_skeleton(folder), found)
@@ -79,20 +82,19 @@ def set_up(recipe: Recipe) -> Training:
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
     check_frozen(recipe, run_dir, sections=_SECTIONS)
-    # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
+    # No collective in here: the first rank packs, the others wait at its lock, for hours if need be.
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
     total_steps = num_steps(recipe, blocks)
     identity = _identity(recipe, train, neurons, corpora, total_steps)
 
-    start()
     torch.manual_seed(recipe.seed)
     last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
     checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
-    model = together(lambda: _load(recipe, folder))
+    config = together(lambda: _config(recipe, run_dir, folder))
+    model = _load(recipe, folder, config)
     trained = together(lambda: _prepare(model, train, neurons, checkpoint))
     loss = together(lambda: LanguageModelLoss(model))
-    config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
     engine = initialize(loss, torch_optimizer(trained), config)
@@ -122,8 +124,17 @@ def set_up(recipe: Recipe) -> Training:
     return training
 
 
-def _load(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    model = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    """The base model: whole on this rank's device, or partitioned by the engine's configuration. Collective."""
+    section = recipe.model
+    if recipe.deepspeed.zero_stage < 3:
+        settings = {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
+        return together(lambda: load_model(folder, **settings, device=device())).train()
+    dtype = getattr(torch, section.dtype)
+    model = together(
+        lambda: load_skeleton(folder, dtype=dtype, attn_implementation=section.attn_implementation)
+    )
+    fill_partitioned(model, folder, config)
     return model.train()
 
 
@@ -354,8 +365,8 @@ def _heldout(recipe: Recipe, corpus: PackedCorpus) -> HeldOut:
     return HeldOut(documents, sum(document.num_bytes for document in documents))
 
 
-def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
-    train = recipe.train
+def _config(recipe: Recipe, run_dir: Path, folder: Path) -> dict[str, Any]:
+    train, section = recipe.train, recipe.deepspeed
     extra = dict(recipe.deepspeed.config)
     if train.tensorboard:
         extra["tensorboard"] = {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"}
@@ -365,10 +376,16 @@ def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
                 "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
             )
         extra["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
+    largest = 0
+    if section.offload_parameters == "nvme":
+        largest = max(weight.numel() for weight in load_skeleton(folder).parameters())
     return engine_config(
-        zero_stage=recipe.deepspeed.zero_stage,
+        zero_stage=section.zero_stage,
         dtype=recipe.model.dtype,
-        offload_optimizer=recipe.deepspeed.offload_optimizer,
+        offload_optimizer=section.offload_optimizer,
+        offload_parameters=section.offload_parameters,
+        nvme_path=section.nvme_path,
+        largest_part=math.ceil(largest / world_size()),
         micro_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         gradient_clipping=train.gradient_clipping,
