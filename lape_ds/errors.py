@@ -10,3 +10,8 @@ class UserError(ValueError):
 
 class Diverged(UserError):
     """Training has left the finite numbers; raised on all ranks together. A sweep records it and goes on."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -184,8 +184,18 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
         ),
         (
             ["deepspeed.config={zero_optimization: {offload_param: {device: cpu}}}"],
-            ["needs zero_stage: 3, not 2"],
+            ["offload_param.device is decided by deepspeed.offload_parameters"],
         ),
+        (
+            ["deepspeed.config={zero_optimization: {offload_param: {buffer_size: 9}}}"],
+            ["offload_param needs offload_parameters: cpu or nvme"],
+        ),
+        (["deepspeed.offload_parameters=cpu"], ["offload_parameters: cpu needs zero_stage: 3, not 2"]),
+        (
+            ["deepspeed.zero_stage=3", "deepspeed.offload_parameters=nvme"],
+            ["offload_parameters: nvme and nvme_path (a folder on the disk) go together"],
+        ),
+        (["deepspeed.zero_stage=3", "deepspeed.nvme_path=/tmp"], ["nvme and nvme_path"]),
         (["train.neurons=nowhere.safetensors"], ["train.neurons: no such file nowhere.safetensors"]),
         (
             ["corpus.source={kind: files, path: 'nowhere/{iso639_3}.txt'}"],

@@ -6,8 +6,6 @@ Before counting, training and evaluation; the only module that talks to the hub 
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -25,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -37,12 +36,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, first_line
+from lape_ds.model.weights import checkpoint_files, tensors_of
 from lape_ds.recipe import Recipe
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _NOT_NEEDED = ["original/*", "consolidated*", "onnx/*", "*.pth", "*.gguf"]  # second copies of the weights
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def resolve_model(path: str, revision: str | None = None) -> Path:
@@ -134,27 +133,41 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return _from_folder(AutoTokenizer.from_pretrained, folder, "tokenizer")
 
 
-def load_skeleton(folder: Path) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names, in no time and no memory.
+def load_skeleton(folder: Path, **settings: Any) -> PreTrainedModel:
+    """The model without its weights (they are on the meta device): shapes and names, in no time and no memory.
+
+    Buffers (rotary frequencies) are real, on the CPU, as `load_model` gives them.
+
+    Args:
+        folder: Of `resolve_model`.
+        **settings: For `from_config`: `dtype`, `attn_implementation`.
 
     Raises:
         UserError: transformers does not know the architecture, or the checkpoint is quantised.
     """
     config = _load_config(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, **settings)
+    model.tie_weights()  # moving weights to the meta device has parted those that are one
+    return model.eval()
 
 
-def load_model(folder: Path, *, dtype: str, attn_implementation: str) -> PreTrainedModel:
-    """The causal language model of a folder, in eval mode, on the CPU (or partitioned, under `zero.Init`).
+def load_model(
+    folder: Path, *, dtype: str, attn_implementation: str, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """The causal language model of a folder, in eval mode.
+
+    Weight by weight from the memory-mapped files to the device, so that no second copy exists, not even on the host of a GPU.
+    On the CPU, weights stored in `dtype` stay in the file's pages until they are written to.
 
     Args:
         folder: Of `resolve_model`.
         dtype: "float32" or "bfloat16".
         attn_implementation: "eager", "sdpa" or "flash_attention_2".
+        device: Where the weights are wanted.
 
     Raises:
-        UserError: The checkpoint cannot be loaded, lacks weights, or is quantised.
+        UserError: The checkpoint cannot be loaded, lacks weights, has them in other shapes, or is quantised.
     """
     with without_bars():
         model, report = _from_folder(
@@ -164,6 +177,8 @@ def load_model(folder: Path, *, dtype: str, attn_implementation: str) -> PreTrai
             config=_load_config(folder),
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
+            device_map={"": device},
+            ignore_mismatched_sizes=True,  # told below
             output_loading_info=True,
         )
     # transformers would go on with random values where the file has none.
@@ -172,6 +187,12 @@ def load_model(folder: Path, *, dtype: str, attn_implementation: str) -> PreTrai
         raise UserError(
             f"{folder}: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}; fetch or export it "
             "again"
+        )
+    if report["mismatched_keys"]:
+        name, stored, wanted = min(report["mismatched_keys"])
+        raise UserError(
+            f"{folder}: {name} has shape {list(stored)} in the checkpoint and {list(wanted)} by config.json; fetch or export "
+            "them again"
         )
     return model.eval()
 
@@ -194,67 +215,30 @@ def _from_folder(load: Callable[..., Any], folder: Path, what: str, **settings: 
     try:
         return load(folder, local_files_only=True, **settings)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder}: the {what} there cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: the {what} there cannot be loaded: {first_line(error)}") from error
 
 
 def fingerprint(folder: Path) -> str:
     """A content hash of a checkpoint's weights: 64 hexadecimal digits.
 
     Changes with any weight, name, shape or stored dtype; not with the sharding, the file's other metadata, or
-    the dtype in which the model is loaded. Reads every byte (memory-mapped), about a second per gigabyte.
+    the dtype in which the model is loaded. Reads every byte (memory-mapped), on all cores.
 
     Raises:
         UserError: No checkpoint there, or not a readable one.
     """
+    tensors = [found for path in checkpoint_files(folder) for found in tensors_of(path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        per_file = pool.map(_hash_file, _checkpoint_files(folder))
-        hashes = {name: digest for file_hashes in per_file for name, digest in file_hashes.items()}
+        hashes = dict(pool.map(_hash_tensor, tensors))
     total = hashlib.sha256()
     for name in sorted(hashes):
         total.update(f"{name}\n{hashes[name]}\n".encode())
     return total.hexdigest()
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """The files that `from_pretrained` would read, in its order of preference."""
-    for single in _SINGLE_FILES:
-        index = folder / f"{single}.index.json"
-        if (folder / single).is_file():
-            return [folder / single]
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            absent = [name for name in names if not (folder / name).is_file()]
-            if absent:
-                raise UserError(
-                    f"{folder}: {absent[0]} is missing, which {index.name} names; fetch the model again"
-                )
-            return [folder / name for name in names]
-    raise UserError(
-        f"{folder}: no weights there (looked for {', '.join(_SINGLE_FILES)} and their .index.json)"
-    )
-
-
-def _hash_file(path: Path) -> dict[str, str]:
-    """Tensor name to hash of its dtype, shape and bytes."""
-    hashes = {}
-    for name, tensor in _tensors_of(path):
-        digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        hashes[name] = digest.hexdigest()
-    return hashes
-
-
-def _tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, file.get_tensor(name)
-        else:
-            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable checkpoint: {_first_line(error)}") from error
+def _hash_tensor(named: tuple[str, Tensor]) -> tuple[str, str]:
+    """Name, and hash of dtype, shape and bytes."""
+    name, tensor = named
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return name, digest.hexdigest()

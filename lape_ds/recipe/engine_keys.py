@@ -28,6 +28,7 @@ OWNED_KEYS = {
     "zero_force_ds_cpu_optimizer": "deepspeed.offload_optimizer",
     "zero_optimization.compute_grad_norm": "train.gradient_clipping",
     "zero_optimization.cpu_offload": "deepspeed.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "deepspeed.offload_parameters",
     "zero_optimization.save_muon_momentum_buffer_in_memory": "train.optimizer",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "zero_optimization.zenflow": "train.optimizer",
@@ -46,7 +47,7 @@ use_data_before_expert_parallelism wall_clock_breakdown zero_optimization
 
 # Source: deepspeed/runtime/zero/config.py of DeepSpeed 0.19.8.
 _ZERO = """
-allgather_bucket_size allgather_partitions contiguous_gradients cpu_offload_param cpu_offload_use_pin_memory
+allgather_bucket_size allgather_partitions contiguous_gradients cpu_offload_use_pin_memory
 elastic_checkpoint enable_sanity_checks ignore_unused_parameters leaf_module legacy_stage1
 load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer offload_param
 overlap_comm override_module_apply parameter_alignment pipeline_loading_checkpoint reduce_bucket_size
@@ -75,6 +76,12 @@ def check_engine_keys(config: Mapping[str, Any]) -> None:
         raise ValueError(
             "zero_optimization.offload_optimizer.device is decided by deepspeed.offload_optimizer"
         )
+    offload = zero.get("offload_param", {})
+    for key, ours in (("device", "offload_parameters"), ("nvme_path", "nvme_path")):
+        if isinstance(offload, Mapping) and key in offload:
+            raise ValueError(
+                f"zero_optimization.offload_param.{key} is decided by deepspeed.{ours}: remove it here, set that instead"
+            )
 
 
 def _check(config: Mapping[str, Any], *, prefix: str, known: Sequence[str]) -> None:

@@ -310,6 +310,10 @@ class DeepSpeedSection(Section):
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_not_bool)] = 2
     offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_parameters: Literal["none", "cpu", "nvme"] = (
+        "none"  # all weights, but for the layers that compute
+    )
+    nvme_path: Path | None = None  # a folder on an NVMe disk of each node
     config: dict[str, Any] = {}
 
     @field_validator("config")
@@ -325,8 +329,17 @@ class DeepSpeedSection(Section):
                 "offload_optimizer: cpu needs zero_stage 1, 2 or 3; stage 0 has no optimizer offload"
             )
         zero = self.config.get("zero_optimization", {})
-        if self.zero_stage < 3 and ("offload_param" in zero or "device" in zero.get("offload_optimizer", {})):
-            raise ValueError(f"offload of parameters and to NVMe needs zero_stage: 3, not {self.zero_stage}")
+        if self.zero_stage < 3 and "device" in zero.get("offload_optimizer", {}):
+            raise ValueError(f"offload_optimizer to NVMe needs zero_stage: 3, not {self.zero_stage}")
+        if self.zero_stage < 3 and self.offload_parameters != "none":
+            raise ValueError(
+                f"offload_parameters: {self.offload_parameters} needs zero_stage: 3, not {self.zero_stage}: only stage 3 gathers "
+                "weights when a layer needs them"
+            )
+        if (self.offload_parameters == "nvme") != (self.nvme_path is not None):
+            raise ValueError("offload_parameters: nvme and nvme_path (a folder on the disk) go together")
+        if "offload_param" in zero and self.offload_parameters == "none":
+            raise ValueError("config.zero_optimization.offload_param needs offload_parameters: cpu or nvme")
         return self
 
 

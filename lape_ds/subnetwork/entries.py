@@ -11,7 +11,7 @@ one tall matrix, so an `EntryMask` serves there too; columns are others in each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -204,6 +204,22 @@ class ExpertColumns:
 
 
 Mask = EntryMask | ExpertColumns
+
+
+@torch.no_grad()
+def write_part(mask: Mask, values: Tensor, start: int, read: Callable[[int, int], Tensor]) -> None:
+    """Writes trained entries into a part of a weight, in place, rounded to its dtype.
+
+    Args:
+        mask: The weight's.
+        values: [n], positions [start, start + n) of the flattened weight: all of it, or what a rank holds.
+        start: Where the part begins.
+        read: `read(first, last)` gives the entries of that range, in the order of the whole weight's.
+    """
+    first = mask.entries_before(start)
+    for block in mask.blocks(start, start + len(values), offset=0, device=values.device):
+        block.scatter(values, read(first, first + block.num_entries).to(values))
+        first += block.num_entries
 
 
 def scatter(blocks: Iterable[Block], flat: Tensor, values: Tensor) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 from lape_ds.errors import UserError
 from lape_ds.model.experts import unhook_activations
-from lape_ds.subnetwork.entries import Block, Mask, entry_masks, scatter
+from lape_ds.subnetwork.anchor import L2Anchor
+from lape_ds.subnetwork.entries import Block, Mask, entry_masks, scatter, write_part
 from lape_ds.subnetwork.lion import Lion
-from lape_ds.subnetwork.shards import Shard, find_shards
+from lape_ds.subnetwork.shards import Shard, find_shards, stored_part
 
 # Each entry's update must depend on that entry alone: anything with a norm, a factored or a matrix-shaped state (LAMB,
 # Adafactor, Muon) would mean something else on a vector of gathered entries. By exact type: a subclass may do anything.
@@ -66,6 +68,7 @@ class _Gathered:
     vector: (
         nn.Parameter
     )  # fp32 [n]; empty between steps, only its identity lasts: the inner state hangs on it
+    start: Tensor | None = None  # fp32 [n], where the entries began; with an L2 anchor
 
     @property
     def num_entries(self) -> int:
@@ -128,6 +131,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._gathered: dict[int, _Gathered] | None = None
         self._pending: dict[str, Any] | None = None  # a state_dict that waits for DeepSpeed's buffers
         self._gradients_seen = False
+        self._anchor: L2Anchor | None = None
         super().__init__(
             self._params,
             {key: value for key, value in self._inner.param_groups[0].items() if key != "params"},
@@ -191,6 +195,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._inner.step()
         for part in active:
             if part.vector.grad is not None:
+                if self._anchor is not None and part.start is not None:
+                    self._anchor.pull(part.vector.data, part.start, self._group["lr"])
                 part.scatter(part.buffer.detach().view(-1), part.vector.data)
                 part.vector.grad = None
                 part.vector.data = part.vector.data.new_empty(0)
@@ -259,8 +265,29 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """
         for param in self._params:
             mask = self._mask_of[id(param)]
-            values = read(mask.name, 0, mask.num_entries).to(param.dtype)
-            scatter(mask.blocks(0, param.numel(), offset=0, device=param.device), param.view(-1), values)
+            with stored_part(param) as (start, values):
+                write_part(mask, values, start, partial(read, mask.name))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights in which something trains."""
+        return self._params
+
+    @torch.no_grad()
+    def anchor_to(self, anchor: L2Anchor) -> None:
+        """Pulls what trains to where it began, after every step. Once, after `deepspeed.initialize`.
+
+        Args:
+            anchor: Made of `parameters` before it.
+        """
+        self._anchor = anchor
+        for part in self.bind().values():
+            starts = []
+            for mask, shard, _ in part.parts:
+                values = anchor.values(shard)
+                blocks = mask.blocks(shard.start, shard.start + shard.numel, offset=0, device=values.device)
+                starts += [block.gather(values) for block in blocks]
+            part.start = torch.cat(starts)
 
     @torch.no_grad()
     def load_entries(

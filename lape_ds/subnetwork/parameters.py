@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lape_ds.model.ffn import full_shape
+from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.masked import EntryRange, scalar_state
-from lape_ds.subnetwork.shards import Shard, find_shards
+from lape_ds.subnetwork.shards import Shard, find_shards, stored_part
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,30 @@ class ParameterEntries:
     def write_weights(self, read: Callable[[str, int, int], Tensor]) -> None:
         """As `MaskedOptimizer.write_weights`."""
         for part in self._trained.values():
-            values = read(part.name, part.start, part.start + part.parameter.numel())
-            part.parameter.copy_(values.view(part.parameter.shape))
+            with stored_part(part.parameter) as (start, values):
+                if len(values):  # the last ranks may hold padding only
+                    first = part.start + start
+                    values.copy_(read(part.name, first, first + len(values)))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return self._params
+
+    def anchor_to(self, anchor: L2Anchor) -> None:
+        """As `MaskedOptimizer.anchor_to`."""
+        starts: dict[int, Tensor] = {}
+        for shard in self.shards():
+            start = starts.setdefault(id(shard.buffer), shard.buffer.detach().clone())
+            start.view(-1).narrow(0, shard.buffer_start, shard.numel).copy_(anchor.values(shard))
+
+        def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:  # under ZeRO-3 one sub-group at a time
+                for buffer in group["params"]:
+                    if id(buffer) in starts and buffer.grad is not None:
+                        anchor.pull(buffer.data, starts[id(buffer)], group["lr"])
+
+        self.optimizer.register_step_post_hook(pull)
 
     @torch.no_grad()
     def load_entries(

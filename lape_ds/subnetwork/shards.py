@@ -8,13 +8,16 @@ every place found is checked by value (`verify`) before anything is written thro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 from torch import Tensor, nn
 
+from lape_ds.errors import UserError
 from lape_ds.model.ffn import full_shape
 
 
@@ -69,6 +72,36 @@ class Shard:
 def bits(tensor: Tensor) -> Tensor:
     """The same bits as integers: -0.0 is not 0.0, and NaN equals itself."""
     return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+@contextmanager
+def stored_part(parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+    """What this rank holds of a parameter before `deepspeed.initialize`, to be written in place.
+
+    Yields:
+        Where the part begins in the flattened parameter, and its elements [n]: all of them, or this rank's where `zero.Init`
+        has partitioned it (n may be 0).
+
+    Raises:
+        UserError: Another copy would not follow.
+    """
+    stored: Any = getattr(parameter, "ds_tensor", None)
+    if stored is None:
+        yield 0, parameter.detach().view(-1)
+        return
+    if getattr(parameter, "ds_secondary_tensor", None) is not None:
+        raise UserError(
+            "a run under zero_optimization.zero_hpz_partition_size, which keeps a second copy of the weights, cannot go on with "
+            "whole weights that train; remove it, or take train.engine=compact"
+        )
+    swapped = stored.final_location == OffloadDeviceEnum.nvme
+    if swapped:
+        parameter.nvme_swapper.swap_in([parameter], async_op=False)  # type: ignore[attr-defined]
+    numel = full_shape(parameter).numel()
+    start = min(numel, dist.get_rank(parameter.ds_process_group) * stored.ds_numel)  # type: ignore[attr-defined]
+    yield start, stored.data[: numel - start]
+    if swapped:
+        parameter.nvme_swapper.swap_out_and_release([parameter])  # type: ignore[attr-defined]
 
 
 def find_shards(

@@ -7,6 +7,7 @@ trained entries of a checkpoint are written into it, and what should not have mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recip
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TrainSection, load_recipe
 from lape_ds.subnetwork.adapters import add_adapter, merge_adapter
-from lape_ds.subnetwork.entries import Mask, entry_masks, scatter
+from lape_ds.subnetwork.entries import Mask, entry_masks, write_part
 from lape_ds.subnetwork.shards import bits
 from lape_ds.training.checkpoint import CheckpointReader, pointed_to
 from lape_ds.writing import whole_folder, write_json
@@ -134,15 +135,11 @@ def write_entries(
     masks = _masks(model, neurons)
     named = dict(model.named_parameters())
     for name in checkpoint.names:
-        weight = named[name]
+        values = named[name].view(-1)
         if masks is None:
-            values = checkpoint.read_key("master", name, 0, weight.numel())
-            weight.copy_(values.view(weight.shape))
+            values.copy_(checkpoint.read_key("master", name, 0, len(values)))
         else:
-            mask = masks[name]
-            values = checkpoint.read_key("master", name, 0, mask.num_entries).to(weight.dtype)
-            blocks = mask.blocks(0, weight.numel(), offset=0, device=weight.device)
-            scatter(blocks, weight.view(-1), values)
+            write_part(masks[name], values, 0, partial(checkpoint.read_key, "master", name))
     return model if adapted is None else merge_adapter(adapted)
 
 

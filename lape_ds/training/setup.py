@@ -35,15 +35,17 @@ from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TokenBudget, TrainSection, check_frozen, freeze_recipe
 from lape_ds.runlog import write_run_json
+from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.methods import NEURON_METHODS, Trained, prepare, torch_optimizer, with_matched_lora
 from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
+from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
 from lape_ds.training.run_folder import RUN_SECTIONS
-from lape_ds.training.zero import engine_config, initialize
+from lape_ds.training.zero import check_offload, engine_config, initialize
 
 
 def set_up(recipe: Recipe) -> Training:
@@ -52,9 +54,11 @@ def set_up(recipe: Recipe) -> Training:
     Raises:
         UserError: Something in the recipe or its files must be mended.
     """
+    check_offload(recipe.deepspeed)
     run_dir = recipe.run_dir
     folder = recipe_model(recipe)
-    base_fingerprint = fingerprint(folder)
+    start()
+    base_fingerprint = by_first(lambda: fingerprint(folder))
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     found = None if chosen is None else chosen.union(*chosen.languages)
     train = with_matched_lora(recipe.train, load_skeleton(folder), found)
@@ -62,24 +66,26 @@ def set_up(recipe: Recipe) -> Training:
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
     check_frozen(recipe, run_dir, sections=RUN_SECTIONS)
-    # No collective before this: the first rank packs, the others wait at its lock, for hours if need be.
+    # No collective in here: the first rank packs, the others wait at its lock, for hours if need be.
     corpora = _corpora(recipe, tokenizer)
     blocks = _training_blocks(recipe, corpora)
     total_steps = num_steps(recipe, blocks)
     identity = _identity(recipe, train, neurons, corpora, total_steps)
 
-    start()
     torch.manual_seed(recipe.seed)
     last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
     checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
-    model = together(lambda: _load(recipe, folder))
-    trained = together(lambda: _prepare(model, train, neurons, checkpoint))
+    config = together(lambda: _config(recipe, run_dir, folder))
+    model = _load(recipe, folder, config)
+    trained, pull = together(lambda: _prepare(model, train, neurons, checkpoint))
     loss = together(lambda: LanguageModelLoss(model))
     anchor = together(lambda: _anchor(recipe, folder))
-    config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
     engine = initialize(loss, torch_optimizer(trained), config)
+    if pull is not None:
+        trained.anchor_to(pull)
+        pull.forget()
     if checkpoint is not None:
         trained.load_entries(checkpoint.read, checkpoint.scalars)
     new = CheckpointState(0, base_fingerprint, trained.num_entries, identity, best=None)
@@ -107,8 +113,17 @@ def set_up(recipe: Recipe) -> Training:
     return training
 
 
-def _load(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    model = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    """The base model: whole on this rank's device, or partitioned by the engine's configuration. Collective."""
+    section = recipe.model
+    if recipe.deepspeed.zero_stage < 3:
+        settings = {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
+        return together(lambda: load_model(folder, **settings, device=device())).train()
+    dtype = getattr(torch, section.dtype)
+    model = together(
+        lambda: load_skeleton(folder, dtype=dtype, attn_implementation=section.attn_implementation)
+    )
+    fill_partitioned(model, folder, config)
     return model.train()
 
 
@@ -129,16 +144,20 @@ def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
 
 def _prepare(
     model: PreTrainedModel, train: TrainSection, neurons: Tensor | None, checkpoint: CheckpointReader | None
-) -> Trained:
-    """What trains, as training (or the rest of it) begins: with a checkpoint's weights before DeepSpeed copies its masters."""
+) -> tuple[Trained, L2Anchor | None]:
+    """What trains, as training (or the rest of it) begins: with a checkpoint's weights before DeepSpeed copies its masters.
+
+    Also what it is to be pulled to, which is the base in a resumed run too.
+    """
     trained = prepare(model, train, neurons)
+    pull = L2Anchor(trained.parameters, train.anchor.l2) if train.anchor.l2 else None
     if checkpoint is not None:
         trained.write_weights(partial(checkpoint.read_key, "master"))
     recompute_layers(model, train.gradient_checkpointing)
     if train.torch_compile:
         for layer in decoder_layers(model):
             layer.compile()
-    return trained
+    return trained, pull
 
 
 def _write_start(training: Training, chosen: NeuronSet | None) -> None:
@@ -354,8 +373,8 @@ def _heldout(recipe: Recipe, corpus: PackedCorpus) -> HeldOut:
     return HeldOut(documents, sum(document.num_bytes for document in documents))
 
 
-def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
-    train = recipe.train
+def _config(recipe: Recipe, run_dir: Path, folder: Path) -> dict[str, Any]:
+    train, section = recipe.train, recipe.deepspeed
     extra = dict(recipe.deepspeed.config)
     if train.tensorboard:
         extra["tensorboard"] = {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"}
@@ -365,10 +384,16 @@ def _config(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
                 "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
             )
         extra["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
+    largest = 0
+    if section.offload_parameters == "nvme":
+        largest = max(weight.numel() for weight in load_skeleton(folder).parameters())
     return engine_config(
-        zero_stage=recipe.deepspeed.zero_stage,
+        zero_stage=section.zero_stage,
         dtype=recipe.model.dtype,
-        offload_optimizer=recipe.deepspeed.offload_optimizer,
+        offload_optimizer=section.offload_optimizer,
+        offload_parameters=section.offload_parameters,
+        nvme_path=section.nvme_path,
+        largest_part=math.ceil(largest / world_size()),
         micro_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         gradient_clipping=train.gradient_clipping,

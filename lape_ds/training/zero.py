@@ -7,14 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder  # type: ignore[attr-defined]
 from torch import nn
 
+from lape_ds.errors import UserError
 from lape_ds.model.experts import unhook_activations
+from lape_ds.recipe import DeepSpeedSection
 from lape_ds.subnetwork.masked import masked_config
+
+
+def check_offload(section: DeepSpeedSection) -> None:
+    """Refuses NVMe offload where DeepSpeed could not do it, before anything is loaded.
+
+    Raises:
+        UserError: libaio is missing, or the folder is not there.
+    """
+    if section.nvme_path is None:
+        return
+    if not section.nvme_path.is_dir():
+        raise UserError(f"deepspeed.nvme_path={section.nvme_path}: no such folder; make it on the NVMe disk")
+    if not AsyncIOBuilder().is_compatible():
+        raise UserError(
+            "deepspeed.offload_parameters: nvme needs libaio, with which DeepSpeed compiles its async_io (on Debian: apt install "
+            "libaio-dev; elsewhere set CFLAGS and LDFLAGS); install it, or take cpu"
+        )
 
 
 def engine_config(
@@ -22,6 +43,9 @@ def engine_config(
     zero_stage: int,
     dtype: Literal["float32", "bfloat16"],
     offload_optimizer: Literal["none", "cpu"],
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none",
+    nvme_path: Path | None = None,
+    largest_part: int = 0,
     micro_batch_size: int,
     gradient_accumulation_steps: int,
     gradient_clipping: float,
@@ -31,6 +55,18 @@ def engine_config(
 
     Gradients are accumulated and reduced in fp32 wherever DeepSpeed can (stages 1-3): a bf16 sum over micro-batches and
     ranks depends on how many of each there are, so two topologies would train two models.
+
+    Args:
+        zero_stage: The recipe's, as everything else but `largest_part`.
+        dtype: Of the weights.
+        offload_optimizer: Where masters and moments are.
+        offload_parameters: Where the weights are while no layer computes with them; stage 3 only.
+        nvme_path: For `nvme`.
+        largest_part: Elements that a rank holds of the largest weight; for `nvme`.
+        micro_batch_size: Blocks.
+        gradient_accumulation_steps: Micro-batches of a step.
+        gradient_clipping: Largest norm; 0 for none.
+        extra: `deepspeed.config`.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -48,6 +84,19 @@ def engine_config(
         config["zero_optimization"]["offload_optimizer"] = {
             "device": "cpu",
             "pin_memory": torch.cuda.is_available(),
+        }
+    if offload_parameters != "none":
+        config["zero_optimization"]["offload_param"] = {
+            "device": offload_parameters,
+            "pin_memory": torch.cuda.is_available(),
+        }
+    if offload_parameters == "nvme":
+        # DeepSpeed swaps a part at a time and takes none that is larger than a buffer. Weights that train stay in host memory,
+        # where their masters are matched with them.
+        config["zero_optimization"]["offload_param"] |= {
+            "nvme_path": str(nvme_path),
+            "buffer_size": largest_part,
+            "max_in_cpu": 10**15,
         }
     if zero_stage == 3:
         # Small models would otherwise be kept whole on every rank and stage 3 would not be exercised.

@@ -70,11 +70,13 @@ def train_entries(
     learning_rate: Callable[[int], float],
     max_norm: float,
     bf16_sums: bool = False,
+    anchor: float = 0.0,
 ) -> OracleResult:
     """Trains the entries.
 
     Args:
         micro_batches: For a step, one list of micro-batches per rank; the gradient is the mean over all of them.
+        anchor: Strength of the pull back to the base after each step.
         bf16_sums: Round the sum after each micro-batch of a rank and the mean over ranks to bf16 (what stage 0 does in bf16).
     """
     base = {name: param.detach().clone() for name, param in model.named_parameters()}
@@ -105,6 +107,10 @@ def train_entries(
         for name, value in masters.items():
             value.grad = total[name] * scale
         optimizer.step()
+        for name, value in masters.items():
+            start = base[name][where[name]].float()
+            with torch.no_grad():
+                value -= learning_rate(step) * anchor * (value - start)
     return OracleResult(_written(base, where, masters), norms)
 
 

@@ -37,12 +37,14 @@ MOMENT_BYTES = {"adamw": 8, "adam": 8, "sgd": 4, "lion": 4}
 @pytest.fixture(scope="session", params=[1, 2], ids=["1rank", "2ranks"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     out = tmp_path_factory.mktemp(f"engines-{request.param}")
-    run_ranks("tests.subnetwork.zero_worker", [str(out)], world_size=request.param)
+    run_ranks("tests.subnetwork.zero_worker", [str(out)], world_size=request.param, timeout=900)
     return request.param, out
 
 
 @functools.cache
-def oracle(world_size: int, dtype: str, optimizer: str, model_type: str, bf16_sums: bool) -> OracleResult:
+def oracle(
+    world_size: int, dtype: str, optimizer: str, model_type: str, bf16_sums: bool, anchor: float
+) -> OracleResult:
     model = tiny_model(model_type, dtype=getattr(torch, dtype))
     settings = OPTIMIZERS[optimizer][1]
     build = cast("Callable[..., torch.optim.Optimizer]", OPTIMIZERS[optimizer][0])
@@ -55,6 +57,7 @@ def oracle(world_size: int, dtype: str, optimizer: str, model_type: str, bf16_su
         learning_rate=learning_rate,
         max_norm=MAX_NORM,
         bf16_sums=bf16_sums,
+        anchor=anchor,
     )
 
 
@@ -63,7 +66,7 @@ class TestAgainstOracle:
     def expected(self, world_size: int, case: Case) -> OracleResult:
         # Stage 0 in bf16 is the one place where DeepSpeed can only sum gradients in bf16.
         bf16_sums = case.stage == 0 and case.dtype == "bfloat16"
-        return oracle(world_size, case.dtype, case.optimizer, case.model_type, bf16_sums)
+        return oracle(world_size, case.dtype, case.optimizer, case.model_type, bf16_sums, case.anchor)
 
     def test_outside_is_bit_equal_to_the_base(self, trained: tuple[int, Path], case: Case) -> None:
         base = dict(tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).named_parameters())

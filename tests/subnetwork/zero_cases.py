@@ -48,6 +48,7 @@ class Case:
     sub_group_size: int | None = None
     engine: Engine = "masked"
     recomputing: Literal["none", "non_reentrant", "reentrant"] = "none"
+    anchor: float = 0.0  # strength of the L2 anchor
 
     @property
     def neurons(self) -> list[tuple[int, int]]:
@@ -58,6 +59,7 @@ class Case:
         parts = [self.engine, f"z{self.stage}", self.dtype, self.optimizer, self.model_type]
         parts += ["offload"] if self.offload == "cpu" else []
         parts += [self.recomputing] if self.recomputing != "none" else []
+        parts += ["anchored"] if self.anchor else []
         return "-".join(parts + ([f"sub{self.sub_group_size}"] if self.sub_group_size else []))
 
 
@@ -76,6 +78,8 @@ def all_cases() -> list[Case]:
     cases += [Case(3, model_type="qwen3_moe")]
     # 100 elements a sub-group: smaller than every FFN weight (16 x 23), so that each is a sub-group by itself.
     cases += [Case(3, sub_group_size=100), Case(3, "cpu", "bfloat16", sub_group_size=100)]
+    # A tenth of the way back in each of the first ten steps.
+    cases += [Case(0, anchor=100.0), Case(3, anchor=100.0, dtype="bfloat16", sub_group_size=100)]
     return cases + compact_cases()
 
 
@@ -98,6 +102,7 @@ def compact_cases() -> list[Case]:
     cases += [Case(2, model_type="mixtral", recomputing="reentrant")]
     cases += [Case(3, model_type="mixtral", recomputing=kind) for kind in kinds]
     cases += [Case(3, model_type="qwen3_moe", recomputing="non_reentrant")]
+    cases += [Case(2, anchor=100.0), Case(3, anchor=100.0, sub_group_size=100)]
     return [replace(case, engine="compact") for case in cases]
 
 

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lape_ds.model.loading import load_skeleton
+from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
 from lape_ds.subnetwork.compact_experts import CompactExperts
 from lape_ds.subnetwork.masked import MaskedOptimizer
@@ -26,6 +28,7 @@ from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training import ranks
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState
 from lape_ds.training.memory import memory_by_kind
+from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.zero import engine_config, initialize, set_learning_rate, take_step
 from tests.subnetwork.zero_cases import (
@@ -56,9 +59,19 @@ def config_of(case: Case) -> dict[str, Any]:
 
 
 def start(
-    case: Case, *, method: str = "subnetwork", read: Callable[[str, int, int], Tensor] | None = None
+    case: Case,
+    *,
+    method: str = "subnetwork",
+    read: Callable[[str, int, int], Tensor] | None = None,
+    folder: Path | None = None,
 ) -> tuple[deepspeed.DeepSpeedEngine, Trained]:
-    model = tiny_model(case.model_type, dtype=getattr(torch, case.dtype)).train()
+    """With a folder, that of the same model: its weights are partitioned before anything is made of them."""
+    dtype = getattr(torch, case.dtype)
+    if folder is None:
+        model = tiny_model(case.model_type, dtype=dtype).train()
+    else:
+        model = load_skeleton(folder, dtype=dtype, attn_implementation="eager").train()
+        fill_partitioned(model, folder, config_of(case))
     cls, settings = OPTIMIZERS[case.optimizer]
     settings = settings | {"lr": learning_rate(0)}
     neurons = torch.tensor(case.neurons)
@@ -70,10 +83,14 @@ def start(
         trained = MaskedOptimizer(model, neurons, cls, **settings)
     else:
         trained = ParameterEntries(insert_slices(model, neurons), cls, **settings)
+    anchor = L2Anchor(trained.parameters, case.anchor)
     if read is not None:
         trained.write_weights(read)
     recompute_layers(model, case.recomputing)
-    return initialize(model, torch_optimizer(trained), config_of(case)), trained
+    engine = initialize(model, torch_optimizer(trained), config_of(case))
+    if case.anchor:
+        trained.anchor_to(anchor)
+    return engine, trained
 
 
 def train(engine: deepspeed.DeepSpeedEngine, steps: range, model_type: str = "llama") -> list[float]:
@@ -172,6 +189,10 @@ def own_checkpoints(out: Path) -> None:
 def our_checkpoints(out: Path) -> None:
     """The same with lape-ds checkpoints, in bf16; from one engine to the other too."""
     same = {}
+    folder = out / "base"
+    if dist.get_rank() == 0:
+        tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
+    dist.barrier()
     for (method, before, after), stage in itertools.product(CHECKPOINT_METHODS, (0, 1, 2, 3)):
         first_case, then = (Case(stage, dtype="bfloat16", engine=engine) for engine in (before, after))
         whole, first = start(first_case, method=method)[0], start(first_case, method=method)
@@ -180,7 +201,8 @@ def our_checkpoints(out: Path) -> None:
         state = CheckpointState(2, "base", first[1].num_entries, {}, None)
         name = f"{method}-{before}-{after}-z{stage}"
         reader = CheckpointReader(save_checkpoint(out / name, first[1], state))
-        second = start(then, method=method, read=functools.partial(reader.read_key, "master"))
+        read = functools.partial(reader.read_key, "master")
+        second = start(then, method=method, read=read, folder=folder if stage == 3 else None)
         second[1].load_entries(reader.read, reader.scalars)
         train(second[0], range(2, 4))
         weights = [gathered(engine, stage) for engine in (whole, second[0])]
