@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lape_ds.errors import UserError
 from lape_ds.model.loading import load_model
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.identify import identify
-from lape_ds.recipe import load_recipe
+from lape_ds.recipe import TrainSection, load_recipe
+from lape_ds.subnetwork.methods import prepare, with_matched_lora
 from lape_ds.training.export import count_changes, export_model
 from lape_ds.training.metrics import read_metrics
 from tests.oracles.subnetwork import entry_positions
@@ -59,11 +62,35 @@ def test_identification(mixture: list[str]) -> None:
     assert torch.equal(counts.expert_tokens.sum(-1), 2 * counts.tokens[:, None].expand(-1, NUM_LAYERS))
 
 
-def test_two_ranks_under_zero_3_give_the_same_run(mixture: list[str], trained: Path) -> None:
-    overrides = ["train.run_name=zero3", "deepspeed.zero_stage=3", "train.gradient_accumulation_steps=1"]
-    run_ranks("lape_ds.training.main", [*mixture, *overrides], world_size=2)
-    again = load_recipe(mixture[0], [*mixture[1:], *overrides]).run_dir
+@pytest.mark.parametrize(
+    "overrides",
+    [["train.engine=masked"], ["train.engine=compact", "train.gradient_checkpointing=non_reentrant"]],
+    ids=["masked", "compact-recomputed"],
+)
+def test_two_ranks_under_zero_3_give_the_same_run(
+    mixture: list[str], trained: Path, overrides: list[str], request: pytest.FixtureRequest
+) -> None:
+    layout = ["deepspeed.zero_stage=3", "train.gradient_accumulation_steps=1"]
+    arguments = [*mixture, f"train.run_name={request.node.callspec.id}", *layout, *overrides]
+    run_ranks("lape_ds.training.main", arguments, world_size=2)
+    again = load_recipe(arguments[0], arguments[1:]).run_dir
     assert losses(again) == pytest.approx(losses(trained), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"method": "ia3"}, {"method": "lora"}, {"method": "lora", "lora": {"targets": "all"}}],
+    ids=str,
+)
+def test_adapters_are_refused(settings: dict[str, Any]) -> None:
+    """PEFT finds no linear in the experts: what it would compare with is attention alone."""
+    train = TrainSection.model_validate(settings)
+    with pytest.raises(UserError, match=f"{train.method} is not supported for mixtures of experts .mixtral"):
+        prepare(tiny_model("mixtral"), train, None)
+    matched = train.model_copy(update={"lora": train.lora.model_copy(update={"r": "match"})})
+    if train.method == "lora":
+        with pytest.raises(UserError, match="lora is not supported for mixtures"):
+            with_matched_lora(matched, tiny_model("mixtral"), torch.tensor(NEURONS))
 
 
 def test_export_is_the_base_but_for_the_subnetwork(mixture: list[str], trained: Path) -> None:
