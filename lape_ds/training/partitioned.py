@@ -167,6 +167,9 @@ def _partition(zero: deepspeed.zero.Init, param: nn.Parameter, whole: Tensor) ->
 
     What `zero.Init` does to a parameter, but for its broadcast of the whole from the first rank.
     """
-    torch.utils.swap_tensors(param, nn.Parameter(whole))  # the same object: modules and ties keep it
+    # `.data`: views share their base's version counter, and autograd would take a write to one weight for a write to all.
+    torch.utils.swap_tensors(
+        param, nn.Parameter(whole.data)
+    )  # the same object stays: modules and ties hold it
     zero._convert_to_deepspeed_param(param)
     param.partition()  # type: ignore[attr-defined]
