@@ -68,6 +68,19 @@ def test_same_seed_same_numbers(tiny_recipe: Path, reference: Path) -> None:
     ("name", "world_size", "overrides"),
     [
         ("two-ranks-zero3", 2, ["deepspeed.zero_stage=3", "train.gradient_accumulation_steps=1"]),
+        *(
+            (
+                f"two-ranks-zero3-on-the-host-{engine}",
+                2,
+                [
+                    "deepspeed.zero_stage=3",
+                    "deepspeed.offload_parameters=cpu",
+                    "train.gradient_accumulation_steps=1",
+                    f"train.engine={engine}",
+                ],
+            )
+            for engine in ("compact", "masked")
+        ),
         ("two-ranks-zero1", 2, ["deepspeed.zero_stage=1", "train.gradient_accumulation_steps=1"]),
         (
             "zero0-other-micro",
