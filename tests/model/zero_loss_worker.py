@@ -8,7 +8,6 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
-from lape_ds.subnetwork.dense import DenseEntries
 from safetensors.torch import save_file
 
 from lape_ds.model.loss import LanguageModelLoss
@@ -27,7 +26,11 @@ from tests.model.zero_loss_cases import (
 
 def run(case: Case, out: Path) -> None:
     model = case.model()
-    trained = DenseEntries(model, trained_names(case, model), torch.optim.SGD, lr=LEARNING_RATE)
+    parameters = dict(model.named_parameters())
+    trained = trained_names(case, model)
+    for name, param in parameters.items():
+        param.requires_grad_(name in trained)
+    optimizer = torch.optim.SGD([parameters[name] for name in trained], lr=LEARNING_RATE)
     config = engine_config(
         zero_stage=case.stage,
         dtype="float32",
@@ -37,14 +40,13 @@ def run(case: Case, out: Path) -> None:
         gradient_clipping=0.0,
         extra={},
     )
-    engine = initialize(LanguageModelLoss(model), trained.optimizer, config)
+    engine = initialize(LanguageModelLoss(model), optimizer, config)
     for step in range(STEPS):
         ids, targets = batches(step)
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         total, _ = engine(input_ids=ids[mine], targets=targets[mine])
         engine.backward(total * (dist.get_world_size() / num_scored(step)))
         take_step(engine)
-    parameters = dict(model.named_parameters())
     with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=case.stage == 3):
         weights = {name: param.detach().clone() for name, param in parameters.items()}
     if dist.get_rank() == 0:
