@@ -164,6 +164,8 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
         (["train.schedule.final_ratio=0.1"], ["final_ratio has no use with name: constant"]),
         (["train.max_steps=5", "train.schedule.warmup_steps=5"], ["must be less than max_steps"]),
         (["train.replay.languages=[no]"], ["languages has no use with share: 0"]),
+        (["train.anchor.kl=0.5"], ["train", "anchor.kl", "set replay.share above 0"]),
+        (["train.anchor.kl=-1"], ["train.anchor.kl"]),
         (["train.replay={share: 0.1, languages: [mt]}"], ["mlt_Latn is trained already"]),
         (["model.dtype=float32", "model.attn_implementation=flash_attention_2"], ["needs dtype: bfloat16"]),
         (

@@ -69,6 +69,7 @@ class TrainingBlocks:
         self.block_length, self._seed = block_length, seed
         self._streams = {code: stream for part in (mixture, replay) for code, (stream, _) in part.items()}
         self.languages = tuple(self._streams)
+        self._replayed = frozenset(replay)
         self.shares: dict[str, float] = {}
         for part, share in ((mixture, 1 - replay_share), (replay, replay_share)):
             total = sum(weight for _, weight in part.values())
@@ -84,7 +85,7 @@ class TrainingBlocks:
         return [self._sample(number) for number in range(first, first + global_batch_size)]
 
     def collate(self, samples: Sequence[tuple[str, int]]) -> dict[str, torch.Tensor]:
-        """Stacks blocks: `input_ids` and `targets` int64, `attention_mask` bool, each [B, T].
+        """Stacks blocks: `input_ids` and `targets` int64, `attention_mask` bool, each [B, T]; `is_replay` bool [B].
 
         A position's target is the token after it, -100 where that is not scored and at a block's last position.
         """
@@ -94,7 +95,9 @@ class TrainingBlocks:
             for name in ("input_ids", "attention_mask")
         }
         labels = torch.stack([block.labels for block in blocks])
-        return batch | {"targets": functional.pad(labels[:, 1:], (0, 1), value=NOT_SCORED)}
+        batch["targets"] = functional.pad(labels[:, 1:], (0, 1), value=NOT_SCORED)
+        batch["is_replay"] = torch.tensor([code in self._replayed for code, _ in samples], dtype=torch.bool)
+        return batch
 
     def _sample(self, number: int) -> tuple[str, int]:
         period, slot = divmod(number, _PERIOD)

@@ -4,12 +4,15 @@ Between a causal language model and everything that needs its likelihood of a te
 vocabulary, fp32 logits of a batch and their gradient are the largest tensors of a training by far. Here they are made for
 some hundreds of tokens at a time and used up at once: forward already computes d loss / d hidden chunk by chunk, backward
 only multiplies it by the incoming scalar. No logits are kept or computed twice. The idea is Liger Kernel's (arXiv 2410.10989).
+On replayed tokens the divergence from the base model is computed in the same pass.
 
 Shape suffixes: B blocks, T tokens of a block, N = B·T, C tokens of a chunk, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lape_ds.corpora.streams import NOT_SCORED
+from lape_ds.model.anchor import BaseStates
 from lape_ds.model.ffn import LogitHead, logit_head
 
 
@@ -50,21 +54,28 @@ class LanguageModelLoss(nn.Module):
         return self.model.device
 
     def forward(
-        self, input_ids: Tensor, targets: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        base: BaseStates | None = None,
+    ) -> tuple[Tensor, ...]:
         """Negative log-likelihood of the scored tokens, in nats.
 
         Args:
             input_ids: int64 [B, T].
             targets: int64 [B, T]: `targets[:, t]` is what position t is to predict; -100 where nothing is scored.
             attention_mask: [B, T], 0 on padding; None: all tokens are attended to.
+            base: Adds `base.weight * KL(base || this model)` of every replayed token that is scored.
 
         Returns:
-            The sum, fp32 scalar, differentiable; and per token, fp32 [B, T], not differentiable, 0 where not scored.
+            The sum, fp32 scalar, differentiable; negative log-likelihood per token, fp32 [B, T], not differentiable, 0 where
+            not scored; and, with `base`, the divergence per token likewise, in nats and without its weight.
         """
         outputs = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        total, nll_N = self.head(outputs[0].flatten(0, 1), targets.flatten())
-        return total, nll_N.view(targets.shape)
+        total, *per_token = self.head(outputs[0].flatten(0, 1), targets.flatten(), base)
+        return total, *(values.view(targets.shape) for values in per_token if values is not None)
 
 
 class _Head(nn.Module):
@@ -76,16 +87,52 @@ class _Head(nn.Module):
 
     def __init__(self, head: LogitHead) -> None:
         super().__init__()
-        self.weight = head.linear.weight
-        self.bias = head.linear.bias
-        self._scale, self._softcap = head.scale, head.softcap
+        self.weight, self.bias = head.linear.weight, head.linear.bias
+        self._settings = head.scale, head.softcap
 
-    def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        settings = (self._scale, self._softcap, torch.is_grad_enabled())
+    def forward(
+        self, hidden_ND: Tensor, targets_N: Tensor, base: BaseStates | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        logits = _Logits(self.weight, self.bias, *self._settings)
+        with_grad = torch.is_grad_enabled()  # inside a Function it never is
         return cast(
-            "tuple[Tensor, Tensor]",
-            _ChunkedNLL.apply(hidden_ND, self.weight, self.bias, targets_N, *settings),
+            "tuple[Tensor, Tensor, Tensor | None]",
+            _ChunkedLoss.apply(hidden_ND, self.weight, self.bias, targets_N, logits, base, with_grad),
         )
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits of hidden states as the model computes them, in its dtype; see `LogitHead`."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, head: LogitHead) -> _Logits:
+        return cls(head.linear.weight, head.linear.bias, head.scale, head.softcap)
+
+    def write(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
+        if self.bias_V is None:
+            torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
+        else:
+            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.t(), out=out_CV)
+        if self.scale != 1.0:
+            out_CV.mul_(self.scale)
+        if self.softcap is not None:
+            out_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out_CV
+
+    def back_through_transform(self, grad_CV: Tensor, logits_CV: Tensor) -> None:
+        """Turns fp32 d / d(logits) into d / d(linear(hidden)) and leaves it in the logits' place, in the model's dtype."""
+        if self.softcap is not None:  # d tanh = 1 - tanh^2
+            grad_CV.mul_(1 - (logits_CV.float() / self.softcap).square_())
+        if self.scale != 1.0:
+            grad_CV.mul_(self.scale)
+        if grad_CV is not logits_CV:
+            logits_CV.copy_(grad_CV)
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -100,8 +147,8 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return max(512, (1 << 26) // vocab_size)
 
 
-class _ChunkedNLL(torch.autograd.Function):
-    """Sum and tokens' negative log-likelihood of hidden states; keeps gradients for backward, not logits."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Negative log-likelihood and divergence of hidden states; keeps gradients for backward, not logits."""
 
     @staticmethod
     def forward(
@@ -110,17 +157,22 @@ class _ChunkedNLL(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        scale: float,
-        softcap: float | None,
+        logits: _Logits,
+        base: BaseStates | None,
         with_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        # Autograd's flags do not know of no_grad.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         wanted = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
-        chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, wanted)
-        nll_N = chunks.run(targets_N)
+        chunks = _Chunks(hidden_ND, targets_N, logits, base, wanted)
+        chunks.run()
+        nll_N, kl_N = chunks.nll, chunks.kl
         ctx.save_for_backward(chunks.grad_hidden, chunks.grad_weight, chunks.grad_bias)
-        ctx.mark_non_differentiable(nll_N)
-        return nll_N.sum(), nll_N
+        total = nll_N.sum()
+        if base is None or kl_N is None:
+            ctx.mark_non_differentiable(nll_N)
+        else:
+            ctx.mark_non_differentiable(nll_N, kl_N)
+            total += base.weight * kl_N.sum()
+        return total, nll_N, kl_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -133,80 +185,81 @@ class _Chunks:
     """One pass over the scored tokens; buffers are made once, since on a CPU fresh pages cost as much as the arithmetic.
 
     Attributes:
-        grad_hidden: d(sum nll) / d(hidden) [N, D], in its dtype; None if not wanted.
-        grad_weight: [V, D], summed over the chunks in the weight's own dtype, as in-place accumulation in bf16 costs one
-            rounding a chunk and fp32 would cost twice the head's memory; None if not wanted.
+        nll: fp32 [N], 0 where not scored.
+        kl: fp32 [N], 0 where not scored or not replayed; None without a base.
+        grad_hidden: d loss / d hidden [N, D], in its dtype; None if not wanted.
+        grad_weight: [V, D], summed over the chunks in the weight's own dtype: in bf16 that costs one rounding a chunk,
+            a sum in fp32 would cost twice the head's memory; None if not wanted.
         grad_bias: [V]; None if not wanted.
     """
 
     def __init__(
         self,
         hidden_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        scale: float,
-        softcap: float | None,
+        targets_N: Tensor,
+        logits: _Logits,
+        base: BaseStates | None,
         wanted: list[bool],
     ) -> None:
-        self._hidden, self._weight, self._bias = hidden_ND, weight_VD, bias_V
-        self._scale, self._softcap, self._with_grad = scale, softcap, any(wanted)
+        self._hidden, self._targets, self._logits, self._base = hidden_ND, targets_N, logits, base
+        self._with_grad = any(wanted)
+        self.nll = torch.zeros(len(targets_N), dtype=torch.float32, device=targets_N.device)
+        self.kl = None if base is None else torch.zeros_like(self.nll)
         self.grad_hidden, self.grad_weight, self.grad_bias = (
             torch.zeros_like(tensor) if tensor is not None and needed else None
-            for tensor, needed in zip((hidden_ND, weight_VD, bias_V), wanted, strict=True)
+            for tensor, needed in zip((hidden_ND, logits.weight_VD, logits.bias_V), wanted, strict=True)
         )
 
-    def run(self, targets_N: Tensor) -> Tensor:
-        """Returns each token's negative log-likelihood, fp32 [N], 0 where not scored."""
-        scored = (targets_N != NOT_SCORED).nonzero().view(-1)  # a batch with none makes one chunk of none
-        size = chunk_rows(len(self._weight), self._hidden.device)
-        logits_CV = self._hidden.new_empty(min(size, len(scored)), len(self._weight))
+    def run(self) -> None:
+        """Fills the attributes."""
+        vocab_size = len(self._logits.weight_VD)
+        size = chunk_rows(vocab_size, self._hidden.device)
+        scored = (self._targets != NOT_SCORED).nonzero().view(-1)
+        buffer_CV = self._hidden.new_empty(min(size, len(scored)), vocab_size)
         # The softmax overwrites fp32 logits, unless the slope of a cap is to be had from them afterwards.
-        in_place = logits_CV.dtype == torch.float32 and self._softcap is None
-        probs_CV = logits_CV if in_place else torch.empty_like(logits_CV, dtype=torch.float32)
-        nll_N = torch.zeros(len(targets_N), dtype=torch.float32, device=targets_N.device)
-        for rows in scored.split(size):
-            logits = logits_CV[: len(rows)]
-            probs = logits if in_place else probs_CV[: len(rows)]
-            nll_N[rows] = self._chunk(rows, targets_N[rows], logits, probs)
-        return nll_N
+        in_place = buffer_CV.dtype == torch.float32 and self._logits.softcap is None
+        probs_buffer_CV = buffer_CV if in_place else torch.empty_like(buffer_CV, dtype=torch.float32)
+        for rows, base_CV in self._chunks(
+            scored, size
+        ):  # a batch with nothing scored makes one chunk of no rows
+            hidden_CD = self._hidden.index_select(0, rows)
+            logits_CV = self._logits.write(hidden_CD, buffer_CV[: len(rows)])
+            probs_CV = logits_CV if in_place else probs_buffer_CV[: len(rows)].copy_(logits_CV)
+            grad_CV = self._grad_of_logits(rows, probs_CV, base_CV)
+            if self._with_grad:
+                self._logits.back_through_transform(grad_CV, logits_CV)
+                self._accumulate(rows, hidden_CD, logits_CV)
 
-    def _chunk(self, rows: Tensor, targets_C: Tensor, logits_CV: Tensor, probs_CV: Tensor) -> Tensor:
-        hidden_CD = self._hidden.index_select(0, rows)
-        self._write_logits(hidden_CD, logits_CV)
-        if probs_CV is not logits_CV:
-            probs_CV.copy_(logits_CV)
-        target_C1 = targets_C[:, None]
-        nll_C = _softmax_(probs_CV, target_C1)
-        if not self._with_grad:
-            return nll_C
-        probs_CV.scatter_add_(1, target_C1, probs_CV.new_full((len(rows), 1), -1.0))
-        self._through_transform_(probs_CV, logits_CV)
-        self._accumulate(rows, hidden_CD, logits_CV)
-        return nll_C
+    def _chunks(self, scored: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Token numbers of each chunk, and the base model's logits there [C, V], fp32, if they are replayed tokens."""
+        if self._base is None:
+            yield from ((rows, None) for rows in scored.split(size))
+            return
+        base, logits = self._base, _Logits.of(self._base.head)
+        places = base.index.flatten()[scored]
+        yield from ((rows, None) for rows in scored[places < 0].split(size))
+        replayed = scored[places >= 0].split(size), places[places >= 0].split(size)
+        for rows, base_rows in zip(*replayed, strict=True):
+            hidden_CD = base.hidden.index_select(0, base_rows)
+            out_CV = hidden_CD.new_empty(len(rows), len(logits.weight_VD))
+            yield rows, logits.write(hidden_CD, out_CV).float()
 
-    def _write_logits(self, hidden_CD: Tensor, out_CV: Tensor) -> None:
-        """Logits as the model computes them, in its dtype."""
-        if self._bias is None:
-            torch.mm(hidden_CD, self._weight.t(), out=out_CV)
+    def _grad_of_logits(self, rows: Tensor, logits_CV: Tensor, base_CV: Tensor | None) -> Tensor:
+        """Notes the losses of a chunk and turns its fp32 logits, in place, into d loss / d logits."""
+        target_C1 = self._targets[rows][:, None]
+        if base_CV is None:
+            self.nll[rows] = _softmax_(logits_CV, target_C1)
         else:
-            torch.addmm(self._bias, hidden_CD, self._weight.t(), out=out_CV)
-        if self._scale != 1.0:
-            out_CV.mul_(self._scale)
-        if self._softcap is not None:
-            out_CV.div_(self._softcap).tanh_().mul_(self._softcap)
-
-    def _through_transform_(self, grad_CV: Tensor, logits_CV: Tensor) -> None:
-        """Turns fp32 d / d(logits) into d / d(linear(hidden)) and leaves it in the logits' place, in the model's dtype."""
-        if self._softcap is not None:  # d tanh = 1 - tanh^2
-            grad_CV.mul_(1 - (logits_CV.float() / self._softcap).square_())
-        if self._scale != 1.0:
-            grad_CV.mul_(self._scale)
-        if grad_CV is not logits_CV:
-            logits_CV.copy_(grad_CV)
+            assert self._base is not None
+            assert self.kl is not None
+            self.nll[rows], self.kl[rows] = _anchored_softmax_(
+                logits_CV, target_C1, base_CV, self._base.weight
+            )
+        return logits_CV.scatter_add_(1, target_C1, logits_CV.new_full(target_C1.shape, -1.0))
 
     def _accumulate(self, rows: Tensor, hidden_CD: Tensor, grad_CV: Tensor) -> None:
         if self.grad_hidden is not None:
-            self.grad_hidden.index_copy_(0, rows, grad_CV @ self._weight)
+            self.grad_hidden.index_copy_(0, rows, grad_CV @ self._logits.weight_VD)
         if self.grad_weight is not None:
             self.grad_weight.addmm_(grad_CV.t(), hidden_CD)
         if self.grad_bias is not None:
@@ -214,9 +267,33 @@ class _Chunks:
 
 
 def _softmax_(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
-    """Overwrites fp32 logits by probabilities; returns -log p of the targets, fp32 [C]."""
+    """Overwrites fp32 logits by probabilities p; returns -log p of the targets, fp32 [C]."""
     logits_CV.sub_(logits_CV.amax(1, keepdim=True))
     target_logit_C1 = logits_CV.gather(1, target_C1)
     total_C1 = logits_CV.exp_().sum(1, keepdim=True)
     logits_CV.div_(total_C1)
     return (total_C1.log_() - target_logit_C1).view(-1)
+
+
+def _anchored_softmax_(
+    logits_CV: Tensor, target_C1: Tensor, base_CV: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
+    """The same with the divergence of p from the base's q; overwrites both fp32 logits.
+
+    d KL(q || p) / d logits = p - q, so the logits become p + weight * (p - q).
+
+    Returns:
+        -log p of the targets and KL(q || p), each fp32 [C].
+    """
+    _log_softmax_(logits_CV)
+    _log_softmax_(base_CV)
+    nll_C = -logits_CV.gather(1, target_C1).view(-1)
+    log_ratio_CV = base_CV - logits_CV
+    kl_C = log_ratio_CV.mul_(base_CV.exp_()).sum(1)
+    logits_CV.exp_().mul_(1 + weight).sub_(base_CV, alpha=weight)
+    return nll_C, kl_C
+
+
+def _log_softmax_(logits_CV: Tensor) -> None:
+    logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+    logits_CV.sub_(logits_CV.exp().sum(1, keepdim=True).log_())

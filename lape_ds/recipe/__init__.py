@@ -7,6 +7,7 @@ from lape_ds.recipe.base import Section
 from lape_ds.recipe.freezing import check_frozen, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.sections import (
+    AnchorSection,
     CLDRSource,
     CorpusSection,
     CreateSection,
@@ -33,6 +34,7 @@ from lape_ds.recipe.sweep_runs import SweepRun, sweep_runs
 from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
 
 __all__ = [
+    "AnchorSection",
     "CLDRSource",
     "CorpusSection",
     "CreateSection",

@@ -184,6 +184,15 @@ class ReplaySection(Section):
         return self
 
 
+class AnchorSection(Section):
+    """Forces that hold training to the base model, against forgetting; both are added to the loss' sum over tokens."""
+
+    l2: float = Field(default=0.0, ge=0)  # on the distance of the trained weights
+    kl: float = Field(
+        default=0.0, ge=0
+    )  # on KL(base || trained) of each replayed token; keeps a copy of the base
+
+
 class LoRASection(Section):
     """The adapter of `method: lora` (PEFT's). Defaults as in the paper's baseline: r 32, alpha 64, dropout 0.1, FFN only."""
 
@@ -230,6 +239,7 @@ class TrainSection(Section):
     ] = "none"
     torch_compile: bool = False  # every decoder layer by itself
     replay: ReplaySection = ReplaySection()
+    anchor: AnchorSection = AnchorSection()
     heldout: HeldOutSection = HeldOutSection()
     checkpoint_every_steps: PositiveInt = 500
     resume: Literal["auto", "never"] = "auto"
@@ -246,6 +256,10 @@ class TrainSection(Section):
         both = [code for code in self.replay.languages if code in self.languages]
         if both:
             raise ValueError(f"replay.languages names {both[0]}, which languages trains already")
+        if self.anchor.kl > 0 and self.replay.share == 0:
+            raise ValueError(
+                "anchor.kl is measured on replayed text, of which there is none: set replay.share above 0, or remove it"
+            )
         return self
 
 

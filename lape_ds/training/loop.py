@@ -22,6 +22,7 @@ from torch import Tensor
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.streams import NOT_SCORED, Document
 from lape_ds.errors import Diverged
+from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.scoring import bits_per_byte, score_documents
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import Progress
@@ -58,6 +59,7 @@ class Training:
     global_batch_size: int  # blocks of one step, over all ranks
     total_steps: int
     state: CheckpointState
+    anchor: BaseAnchor | None = None  # with `train.anchor.kl`
     saved_step: int | None = None  # of the newest checkpoint that this process took part in writing
     keep_checkpoints: bool = True  # False: only as long as the run may have to go on from one
     base_bits: dict[str, float] | None = None  # held out, before the first step; measured if not known yet
@@ -133,33 +135,80 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
     rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
     set_learning_rate(engine, rate)
     micro_batches = _micro_batches(training, step)
-    scored = sum(int((targets != NOT_SCORED).sum()) for _, targets in micro_batches)
-    counted = torch.tensor([scored, int(stop.received)], dtype=torch.float64)
-    num_scored, stopping = sum_over_ranks(counted).tolist()
-    nll = torch.zeros((), dtype=torch.float64, device=device())
-    for number, (input_ids, targets) in enumerate(micro_batches):
-        loss, _ = engine(input_ids=input_ids, targets=targets)
-        nll += loss.detach()
+    counted = [
+        sum(part.num_scored for part in micro_batches),
+        sum(part.num_replayed for part in micro_batches),
+    ]
+    counts = torch.tensor([*counted, int(stop.received)], dtype=torch.float64)
+    num_scored, num_replayed, stopping = sum_over_ranks(counts).tolist()
+    sums = _backward(training, micro_batches, num_scored)
+    norm = take_step(engine)
+    nll, divergence = sum_over_ranks(sums).tolist()
+    mean_loss = nll / max(1, num_scored)
+    _refuse_divergence(step + 1, loss=mean_loss, gradient_norm=norm)
+    values = {"tokens": int(num_scored), "loss": mean_loss, "learning_rate": rate, "gradient_norm": norm}
+    if training.anchor is not None and num_replayed > 0:
+        values["kl_per_replayed_token"] = divergence / num_replayed
+    return values, bool(stopping)
+
+
+def _backward(training: Training, micro_batches: Sequence[_MicroBatch], num_scored: float) -> Tensor:
+    """Accumulates the step's gradients; returns this rank's negative log-likelihood and divergence, float64 [2]."""
+    engine = training.engine
+    sums = torch.zeros(2, dtype=torch.float64, device=device())
+    for number, part in enumerate(micro_batches):
+        base = None
+        if training.anchor is not None and len(part.replayed):
+            base = training.anchor.states(part.input_ids, part.replayed)
+        loss, *per_token = engine(input_ids=part.input_ids, targets=part.targets, base=base)
+        sums[: len(per_token)] += torch.stack([values.sum() for values in per_token])
         # DeepSpeed means over micro-batches and ranks; the mean wanted is over the scored tokens of the whole batch, or
         # a block that is half padding would count as much as a full one.
         engine.backward(loss * (len(micro_batches) * world_size() / max(1, num_scored)))
         if number + 1 < len(micro_batches):
             engine.step()
-    norm = take_step(engine)
-    mean_loss = float(sum_over_ranks(nll)) / max(1, num_scored)
-    _refuse_divergence(step + 1, loss=mean_loss, gradient_norm=norm)
-    values = {"tokens": int(num_scored), "loss": mean_loss, "learning_rate": rate, "gradient_norm": norm}
-    return values, bool(stopping)
+    return sums
 
 
-def _micro_batches(training: Training, step: int) -> list[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What one backward sees.
+
+    Attributes:
+        input_ids: int64 [B, T].
+        targets: int64 [B, T], aligned with the model's outputs; -100 where not scored.
+        replayed: int64 [n], the rows that are replay.
+        num_scored: Tokens with a target.
+        num_replayed: Those of them in replayed rows.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    replayed: Tensor
+    num_scored: int
+    num_replayed: int
+
+
+def _micro_batches(training: Training, step: int) -> list[_MicroBatch]:
     """This rank's part of the step's batch. The batch is the same however many ranks share it."""
     batch = training.blocks.batch(step, global_batch_size=training.global_batch_size)
     size = training.train.micro_batch_size
     per_rank = len(batch) // world_size()
     mine = batch[rank() * per_rank : (rank() + 1) * per_rank]
-    tensors = [training.blocks.collate(mine[start : start + size]) for start in range(0, per_rank, size)]
-    return [(part["input_ids"].to(device()), part["targets"].to(device())) for part in tensors]
+    parts = []
+    for start in range(0, per_rank, size):
+        tensors = training.blocks.collate(mine[start : start + size])
+        scored_B = (tensors["targets"] != NOT_SCORED).sum(1)
+        parts.append(
+            _MicroBatch(
+                input_ids=tensors["input_ids"].to(device()),
+                targets=tensors["targets"].to(device()),
+                replayed=tensors["is_replay"].nonzero().view(-1).to(device()),
+                num_scored=int(scored_B.sum()),
+                num_replayed=int(scored_B[tensors["is_replay"]].sum()),
+            )
+        )
+    return parts
 
 
 def _refuse_divergence(step: int, **values: float) -> None:

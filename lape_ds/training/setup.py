@@ -27,6 +27,7 @@ from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
+from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.ffn import decoder_layers, ffn_layers
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.model.loss import LanguageModelLoss
@@ -40,7 +41,7 @@ from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, point
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
-from lape_ds.training.ranks import by_first, rank, start, together, world_size
+from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.training.zero import engine_config, initialize
 
@@ -74,6 +75,7 @@ def set_up(recipe: Recipe) -> Training:
     model = together(lambda: _load(recipe, folder))
     trained = together(lambda: _prepare(model, train, neurons, checkpoint))
     loss = together(lambda: LanguageModelLoss(model))
+    anchor = together(lambda: _anchor(recipe, folder))
     config = together(lambda: _config(recipe, run_dir))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
     run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
@@ -98,6 +100,7 @@ def set_up(recipe: Recipe) -> Training:
         global_batch_size=global_batch_size(recipe),
         total_steps=total_steps,
         state=new if checkpoint is None else checkpoint.state,
+        anchor=anchor,
     )
     if rank() == 0:
         _write_start(training, chosen if neurons is not None else None)
@@ -107,6 +110,21 @@ def set_up(recipe: Recipe) -> Training:
 def _load(recipe: Recipe, folder: Path) -> PreTrainedModel:
     model = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
     return model.train()
+
+
+def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
+    """The base model as it was before any training, also in a resumed run."""
+    weight = recipe.train.anchor.kl
+    if weight == 0:
+        return None
+    base = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+    if rank() == 0:
+        size = sum(param.nbytes for param in base.parameters())
+        print(
+            f"train.anchor.kl keeps a copy of the base model on every rank: {size / 1e9:.3g} GB",
+            file=sys.stderr,
+        )
+    return BaseAnchor(base.to(device()), weight)  # pyright: ignore[reportArgumentType] (transformers wraps Module.to)
 
 
 def _prepare(

@@ -109,13 +109,16 @@ def test_a_tiny_weight_is_not_forgotten():
 
 
 def test_collate():
-    blocks = blocks_of({"mlt_Latn": (3, 1.0)})
-    batch = blocks.collate([("mlt_Latn", 2), ("mlt_Latn", 0)])
+    replay = {"eng_Latn": (stream_of(3), 1.0)}
+    blocks = blocks_of({"mlt_Latn": (3, 1.0)}, replay=replay, replay_share=0.5)
+    batch = blocks.collate([("eng_Latn", 2), ("mlt_Latn", 0)])
     assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
         "input_ids": ((2, 8), torch.int64),
         "targets": ((2, 8), torch.int64),
         "attention_mask": ((2, 8), torch.bool),
+        "is_replay": ((2,), torch.bool),
     }
+    assert batch["is_replay"].tolist() == [True, False]
     assert batch["attention_mask"].sum(1).tolist() == [4, 8]
     # Block 0 begins with BOS; block 2 is padded from position 4 on.
     following = [[*row[1:], -100] for row in batch["input_ids"].tolist()]

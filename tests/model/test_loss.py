@@ -154,7 +154,7 @@ def test_kept_for_backward(trained_head: bool) -> None:
     hidden = torch.randn(33, 16, requires_grad=True)
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
-        loss.head(hidden, batch()[1].flatten())
+        loss.head(hidden, batch()[1].flatten(), None)
     assert sorted(saved) == sorted([(33, 16), (VOCAB_SIZE, 16)] if trained_head else [(33, 16)])
 
 
