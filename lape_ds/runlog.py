@@ -5,6 +5,7 @@ Beside every room: each stage reports through it.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -126,9 +127,8 @@ class Progress:
 
     def _print_line(self) -> None:
         self._line_is_out = True
-        parts = [
-            f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "") + f" {self.unit}".rstrip()
-        ]
+        whole = math.floor(self.done + 1e-6)  # half a run is none yet
+        parts = [f"{whole:,}" + (f"/{self.total:,.0f}" if self.total else "") + f" {self.unit}".rstrip()]
         if self.total:
             parts[0] += f" ({100 * self.done / self.total:.0f} %)"
         parts += [self._rate_text()] if self.unit else []

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lape_ds.errors import UserError
@@ -46,24 +47,26 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
     logs = [recipe.sweep_dir / f"worker-{number}.log" for number in range(len(workers))]
     print(f"{len(runs)} runs; what their ranks say goes to {logs[0].with_stem('worker-*')}", file=sys.stderr)
     commands = [launcher_command(options, ["--sweep", recipe_path, *overrides]) for options in workers]
-    watch = _Watch(runs)
-    with Progress("Sweep", total=len(runs), unit="runs", done=sum(watch.done.values())) as watch.bar:
-        code = run_launchers(
-            commands, logs=logs, environment=_shared_cores(len(workers), num_ranks or 1), watch=watch.look
-        )
+    with ExitStack() as shown:
+        watch = _Watch(runs, shown)
+        environment = _shared_cores(len(workers), num_ranks or 1)
+        code = run_launchers(commands, logs=logs, environment=environment, watch=watch.look)
         watch.look(now=True)
     if code:
         _tell_failure(code, logs)
 
 
 class _Watch:
-    """Counts runs, and steps of those at hand as parts of a run."""
+    """Counts runs, and steps of those at hand as parts of a run, on a bar that lasts as long as `shown`.
 
-    bar: Progress
+    The bar begins with the first step: the time that ranks take to start tells nothing of the time that is left.
+    """
 
-    def __init__(self, runs: Sequence[SweepRun]) -> None:
+    def __init__(self, runs: Sequence[SweepRun], shown: ExitStack) -> None:
         self._labels = {run.run_dir: run.label for run in runs}
-        self.done = {run.run_dir: _part_done(run.run_dir) for run in runs}
+        self._done = {run.run_dir: _part_done(run.run_dir) for run in runs}
+        self._shown = shown
+        self._bar: Progress | None = None
         self._looked = time.monotonic()
 
     def look(self, *, now: bool = False) -> None:
@@ -71,10 +74,14 @@ class _Watch:
         if not now and time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
             return
         self._looked = time.monotonic()
-        for run_dir, before in self.done.items():
+        for run_dir, before in self._done.items():
             if before < 1 and (part := _part_done(run_dir)) != before:
-                self.done[run_dir] = part
-                self.bar.advance(part - before, note=f"{self._labels[run_dir]}: {100 * part:.0f} %")
+                if self._bar is None:
+                    self._bar = self._shown.enter_context(
+                        Progress("Sweep", total=len(self._done), unit="runs", done=sum(self._done.values()))
+                    )
+                self._done[run_dir] = part
+                self._bar.advance(part - before, note=f"{self._labels[run_dir]}: {100 * part:.0f} %")
 
 
 def _part_done(run_dir: Path) -> float:
