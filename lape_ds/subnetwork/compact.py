@@ -162,27 +162,31 @@ class CompactFFN(nn.Module):
         """[..., D] to [..., D]."""
         self.write_slices()
         slices = (self.gate_slice, self.up_slice, self.down_slice) if len(self.index) else (None, None, None)
-        return _GatedFFN.apply(x, *slices, self)  # type: ignore[no-any-return]
+        hidden_NI, wire_ND = _GatedHidden.apply(x.flatten(0, -2), *slices, self)
+        return _Down.apply(hidden_NI, wire_ND, self).view(*x.shape[:-1], -1)
 
 
-class _GatedFFN(torch.autograd.Function):
-    """Forward and backward of `CompactFFN`. Weights are reached through the module, never saved.
+class _GatedHidden(torch.autograd.Function):
+    """act(gate(x)) * up(x), and the gradients of all three slices.
 
-    ZeRO-3 frees a gathered weight after forward and gathers it again for backward: a saved tensor would hold on to the
-    first copy, or be empty.
+    Weights are reached through the module, never saved: ZeRO-3 frees a gathered weight after forward and gathers it again for
+    backward, so a saved tensor would hold on to the first copy, or be empty.
+
+    It ends before `down_proj`, since non-reentrant recomputation stops at the last tensor that is saved, and autograd packs what
+    a function saves when its forward is over: as one function the block would compute `down_proj` a second time for nothing.
+    The gradient of `down_slice` needs d out; it comes through `wire`, an output [N, D] without storage that only `_Down` takes.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        x_ND: Tensor,
         gate_slice: Tensor | None,
         up_slice: Tensor | None,
         down_slice: Tensor | None,
         ffn: CompactFFN,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         gate_linear, up_linear, down_linear = ffn.linears()
-        x_ND = x.reshape(-1, x.shape[-1])
         if ffn.is_fused:
             both = functional.linear(x_ND, gate_linear.weight, gate_linear.bias)
             saved = (both,)
@@ -191,28 +195,24 @@ class _GatedFFN(torch.autograd.Function):
             gate_NI = functional.linear(x_ND, gate_linear.weight, gate_linear.bias)
             up_NI = functional.linear(x_ND, up_linear.weight, up_linear.bias)
             saved = (gate_NI, up_NI)
-        hidden_NI = ffn.activation.forward(gate_NI).mul_(up_NI)
         ctx.ffn = ffn
         ctx.save_for_backward(*(saved if gate_slice is None else (*saved, x_ND)))
-        out = functional.linear(hidden_NI, down_linear.weight, down_linear.bias)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        hidden_NI = ffn.activation.forward(gate_NI).mul_(up_NI)
+        return hidden_NI, x_ND.new_zeros(()).expand(len(x_ND), down_linear.out_features)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_hidden_NI: Tensor, grad_out_ND: Tensor) -> tuple[Tensor | None, ...]:
         ffn: CompactFFN = ctx.ffn
-        ffn.write_slices()
-        gate_linear, up_linear, down_linear = ffn.linears()
-        grad_ND = grad.reshape(-1, grad.shape[-1])
+        gate_linear, up_linear, _ = ffn.linears()
         saved = ctx.saved_tensors  # once: recomputation unpacks each only once
         gate_NI, up_NI = saved[0].chunk(2, dim=-1) if ffn.is_fused else saved[:2]
         active_NI = ffn.activation.forward(gate_NI)
-        grad_hidden_NI = grad_ND @ down_linear.weight
         slice_grads: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         index = ffn.index
         if len(index):
             hidden_Nk = active_NI.index_select(1, index).mul_(up_NI.index_select(1, index))
-            grad_down = grad_ND.T @ hidden_Nk
+            grad_down = grad_out_ND.T @ hidden_Nk
         # act(gate) and d hidden are not needed any more: their memory takes d up and what goes on to d gate.
         grad_up_NI = active_NI.mul_(grad_hidden_NI)
         grad_gate_NI = ffn.activation.backward(grad_hidden_NI.mul_(up_NI), gate_NI)
@@ -228,8 +228,23 @@ class _GatedFFN(torch.autograd.Function):
                 grad_x = torch.cat([grad_gate_NI, grad_up_NI], dim=1) @ gate_linear.weight
             else:
                 grad_x = (grad_up_NI @ up_linear.weight).add_(grad_gate_NI @ gate_linear.weight)
-            grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
         return grad_x, *slice_grads, None
+
+
+class _Down(torch.autograd.Function):
+    """The block's `down_proj`; keeps nothing. Its backward is the first of the block's and writes the slices in anew."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NI: Tensor, wire_ND: Tensor, ffn: CompactFFN) -> Tensor:
+        ctx.ffn = ffn
+        down_linear = ffn.linears()[2]
+        return functional.linear(hidden_NI, down_linear.weight, down_linear.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.ffn.write_slices()
+        return grad_ND @ ctx.ffn.linears()[2].weight, grad_ND, None
 
 
 class CompactLinear(nn.Module):
