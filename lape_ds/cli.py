@@ -200,7 +200,7 @@ def export(
     done = export_model(run_dir, checkpoint=checkpoint, folder=output)
     typer.echo(
         f"{done.folder}: step {done.step:,} of {done.total_steps:,}; of {done.total:,} weights {done.trained:,} were trained and "
-        f"{done.changed:,} changed, all others equal the base bit for bit"
+        f"{done.changed:,} changed; where nothing was trained, every bit equals the base"
     )
 
 

@@ -185,9 +185,10 @@ class ReplaySection(Section):
 
 
 class AnchorSection(Section):
-    """Forces that hold training to the base model, against forgetting; both are added to the loss' sum over tokens."""
+    """Forces that hold training to the base model, against forgetting."""
 
-    l2: float = Field(default=0.0, ge=0)  # on the distance of the trained weights
+    # Pull of what trains to where it began (an adapter: to its first values), by learning rate x l2 of the way after each step.
+    l2: float = Field(default=0.0, ge=0)
     kl: float = Field(
         default=0.0, ge=0
     )  # on KL(base || trained) of each replayed token; keeps a copy of the base
@@ -426,6 +427,15 @@ class Recipe(Section):
                     "deepspeed.config.zero_optimization.round_robin_gradients: true reorders the partitions "
                     f"that train.method {self.train.method} maps its neurons to; remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _compiler_sees_weights(self) -> Recipe:
+        if self.train.torch_compile and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "train.torch_compile: true has no use under deepspeed.zero_stage 3, where the compiler falls back to eager code; "
+                "remove it, or take stage 0, 1 or 2"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,13 +13,14 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 from lape_ds.recipe.base import NAME, Section
 
 # Where none are given: a decade around the rate that the paper gives each method (arXiv 2510.13580: 1e-4 for the subnetwork and
-# LoRA, 1e-5 for full and FFN-only).
+# LoRA, 1e-5 for full and FFN-only). It names none for (IA)³, whose few scales take larger steps (its own paper, arXiv 2205.05638:
+# 3e-3).
 DEFAULT_RATES: dict[str, tuple[float, ...]] = {
     "subnetwork": (3e-5, 1e-4, 3e-4),
     "random": (3e-5, 1e-4, 3e-4),
     "topk": (3e-5, 1e-4, 3e-4),
     "lora": (3e-5, 1e-4, 3e-4),
-    "ia3": (3e-5, 1e-4, 3e-4),
+    "ia3": (1e-3, 3e-3, 1e-2),
     "ffn": (3e-6, 1e-5, 3e-5),
     "full": (3e-6, 1e-5, 3e-5),
 }
@@ -30,8 +31,18 @@ _SET_BY_SWEEP = {
     "train.random_seed": "sweep.seeds",
     "train.run_name": "name",
 }
-# Points of one picture must be of the same text, read in the same way.
-_SAME_FOR_ALL = ("train.languages", "train.heldout", "train.block_length")
+# Points of one picture must be of the same text, read in the same way and as much of it.
+_SAME_FOR_ALL = (
+    *(
+        "train.languages",
+        "train.weights",
+        "train.heldout",
+        "train.block_length",
+        "train.tokens",
+        "train.epochs",
+    ),
+    *("train.max_steps", "train.micro_batch_size", "train.gradient_accumulation_steps"),
+)
 
 
 def _keys_are_free(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers, full_shape, is_mixture
 from lape_ds.recipe import LoRASection, TrainSection
 
+ADAPTER_METHODS = ("lora", "ia3")
+
 
 def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
     """Freezes the model and puts the recipe's adapter into it, in place.
@@ -30,7 +32,7 @@ def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
         PEFT's wrapper, needed only to merge the adapter.
 
     Raises:
-        UserError: PEFT does not know where (IA)³ goes in this architecture, or it is a mixture of experts.
+        UserError: The model is a mixture of experts.
     """
     _check_dense(model, train.method)
     config: Any
@@ -44,15 +46,20 @@ def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
             task_type="CAUSAL_LM",
         )
     else:
-        config = IA3Config(task_type="CAUSAL_LM")
-    try:
-        # In the model's own dtype: DeepSpeed keeps fp32 masters of whatever trains.
-        return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
-    except ValueError as error:
-        raise UserError(
-            f"train.method={train.method}: PEFT cannot adapt model type {model.config.model_type}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        down, attention = _ia3_targets(model)
+        config = IA3Config(
+            task_type="CAUSAL_LM", target_modules=[*down, *attention], feedforward_modules=down
+        )
+    # In the model's own dtype: DeepSpeed keeps fp32 masters of whatever trains.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
+
+
+def adapted_weights(model: PreTrainedModel, train: TrainSection) -> set[str]:
+    """Names of the weights into which export merges the recipe's adapter."""
+    if train.method == "lora":
+        return {f"{name}.weight" for name in _lora_targets(model, train.lora)}
+    down, attention = _ia3_targets(model)
+    return {f"{name}.weight" for name in (*down, *attention)} | {f"{name}.bias" for name in attention}
 
 
 def lora_weights_per_r(model: nn.Module, lora: LoRASection) -> int:
@@ -93,6 +100,29 @@ def _lora_targets(model: nn.Module, lora: LoRASection) -> list[str]:
     return [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     ]
+
+
+# Linears that make keys and values, fused with queries in some architectures.
+_KEYS_VALUES = ("k_proj", "v_proj", "qkv_proj", "query_key_value")
+
+
+def _ia3_targets(model: PreTrainedModel) -> tuple[list[str], list[str]]:
+    """Full names of the linears that (IA)³ scales: `down_proj` (its input), keys and values (their outputs).
+
+    Source: arXiv 2205.05638; PEFT's own table lacks half of the architectures that we know.
+    """
+    down = [
+        part.parameter_name.removesuffix(".weight")
+        for layer in ffn_layers(model)
+        for part in layer.slices
+        if part.projection == "down_proj"
+    ]
+    attention = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _KEYS_VALUES
+    ]
+    return down, attention
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from lape_ds.errors import UserError
 from lape_ds.writing import write_json
 
 SCHEMA_VERSION = 1
+LORA_R = "LoRA's r"  # in the identity of a run: export needs the number that `match` gave
 
 
 @dataclass(frozen=True)

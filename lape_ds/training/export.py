@@ -6,6 +6,7 @@ trained entries of a checkpoint are written into it, and what should not have mo
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,10 @@ from lape_ds.errors import UserError
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recipe_model, without_bars
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TrainSection, load_recipe
-from lape_ds.subnetwork.adapters import add_adapter, merge_adapter
+from lape_ds.subnetwork.adapters import ADAPTER_METHODS, adapted_weights, add_adapter, merge_adapter
 from lape_ds.subnetwork.entries import Mask, entry_masks, write_part
 from lape_ds.subnetwork.shards import bits
-from lape_ds.training.checkpoint import CheckpointReader, pointed_to
+from lape_ds.training.checkpoint import LORA_R, CheckpointReader, pointed_to
 from lape_ds.writing import whole_folder, write_json
 
 _MARKER = "lape_ds_export.json"  # by it a later export knows a folder that it may replace
@@ -39,8 +40,8 @@ class Export:
         step: Of the checkpoint.
         total_steps: Of the whole run, which may not be finished.
         num_neurons: That were trained; None where whole weights were.
-        trained: Weights that were trained.
-        changed: Weights that differ from the base, all of them among the trained ones.
+        trained: Weights that were trained, those of an adapter counted as they were before merging.
+        changed: Weights that differ from the base, all of them trained ones or of a weight that took an adapter.
         total: Weights of the model.
     """
 
@@ -101,7 +102,7 @@ def export_model(
             total_steps=int(reader.state.identity["steps"]),
             num_neurons=None if neurons is None else len(neurons),
             trained=reader.state.num_entries,
-            changed=count_changes(temporary, base, neurons),
+            changed=count_changes(temporary, base, neurons, whole=_whole_weights(base, reader, recipe)),
             total=sum(weight.numel() for weight in base.parameters()),
         )
         write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
@@ -129,8 +130,8 @@ def write_entries(
         neurons: integer [n, 2] of the neurons that were trained; None where none were.
     """
     adapted = None
-    if train.method in ("lora", "ia3"):
-        lora = train.lora.model_copy(update={"r": int(checkpoint.state.identity.get("LoRA's r", 0))})
+    if train.method in ADAPTER_METHODS:
+        lora = train.lora.model_copy(update={"r": int(checkpoint.state.identity.get(LORA_R, 0))})
         adapted = add_adapter(model, train.model_copy(update={"lora": lora}))
     masks = _masks(model, neurons)
     named = dict(model.named_parameters())
@@ -143,22 +144,32 @@ def write_entries(
     return model if adapted is None else merge_adapter(adapted)
 
 
-def count_changes(folder: Path, base: PreTrainedModel, neurons: Tensor | None) -> int:
+def _whole_weights(base: PreTrainedModel, checkpoint: CheckpointReader, recipe: Recipe) -> set[str]:
+    """Weights of which every entry may have changed: those that trained, or into which an adapter was merged."""
+    if recipe.train.method in ADAPTER_METHODS:
+        return adapted_weights(base, recipe.train)
+    return set(checkpoint.names)
+
+
+def count_changes(
+    folder: Path, base: PreTrainedModel, neurons: Tensor | None, *, whole: AbstractSet[str] = frozenset()
+) -> int:
     """Compares the written files with the base model, bit by bit; counts the weights that differ.
 
     Args:
         folder: As `save_pretrained` wrote it.
         base: In the dtype of the training.
         neurons: That were trained; None where whole weights were.
+        whole: Names of weights that may differ in every entry; of no account with neurons.
 
     Raises:
-        RuntimeError: One that differs does not belong to the trained neurons, or one is missing.
+        RuntimeError: One that differs did not train, or one is missing.
     """
     masks = _masks(base, neurons)
     written = {name: path for path in folder.glob("*.safetensors") for name in _tensor_names(path)}
     changed = 0
     for name, weight in base.named_parameters():
-        may_differ = torch.full(weight.shape, masks is None)
+        may_differ = torch.full(weight.shape, masks is None and name in whole)
         if masks is not None and name in masks:
             may_differ = masks[name].keep_only(~may_differ)
         allowed = _as_written(base, name, may_differ)
@@ -170,7 +181,7 @@ def count_changes(folder: Path, base: PreTrainedModel, neurons: Tensor | None) -
             changed += int(differs.sum())
             if (differs & ~allowed[written_name]).any():
                 raise RuntimeError(
-                    f"{written_name} differs from the base outside the subnetwork; nothing was exported"
+                    f"{written_name} differs from the base where nothing was trained; nothing was exported"
                 )
     return changed
 

@@ -91,17 +91,13 @@ def run_launchers(
                 )
             )
     with _passing_signals_on(launchers) as stopping:
-        told = False
-        while any(launcher.poll() is None for launcher in launchers):
-            if not told and any(launcher.returncode for launcher in launchers):
-                told = True
+        failed = 0  # what the first one to fail ended with; the others are stopped then, and end with something else
+        while None in (codes := [launcher.poll() for launcher in launchers]):
+            if not failed and (failed := next((code for code in codes if code), 0)):
                 _stop_ranks(launchers)
             watch()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-    if stopping:
-        return STOPPED
-    codes = [launcher.returncode for launcher in launchers if launcher.returncode]
-    return next((code for code in codes if code != STOPPED), 0)
+    return STOPPED if stopping else failed or next((code for code in codes if code), 0)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From a recipe to a training that can run: corpora, model, neurons, engine, resumed state.
 
-Before the loop. The order matters: what can be refused without the other ranks is refused before the process group exists,
-what is found later is agreed on by all, so that a user's mistake is one line and not a hang.
+Before the loop. What every rank finds alike in the recipe and its files each refuses by itself; where ranks may differ they agree
+first, so that a user's mistake is one line and not a hang.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lape_ds.runlog import write_run_json
 from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.methods import NEURON_METHODS, Trained, prepare, torch_optimizer, with_matched_lora
 from lape_ds.subnetwork.recomputing import recompute_layers
-from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
+from lape_ds.training.checkpoint import LORA_R, CheckpointReader, CheckpointState, pointed_to
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
@@ -132,14 +132,19 @@ def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
     weight = recipe.train.anchor.kl
     if weight == 0:
         return None
-    base = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+    base = load_model(
+        folder,
+        dtype=recipe.model.dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        device=device(),
+    )
     if rank() == 0:
         size = sum(param.nbytes for param in base.parameters())
         print(
             f"train.anchor.kl keeps a copy of the base model on every rank: {size / 1e9:.3g} GB",
             file=sys.stderr,
         )
-    return BaseAnchor(base.to(device()), weight)  # pyright: ignore[reportArgumentType] (transformers wraps Module.to)
+    return BaseAnchor(base, weight)
 
 
 def _prepare(
@@ -188,6 +193,11 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
             file=sys.stderr,
         )
     step = training.state.step
+    if recipe.train.lora.r == "match" and recipe.train.method == "lora":
+        print(
+            f"train.lora.r: match gives r {training.state.identity[LORA_R]}, {training.trained.num_entries:,} weights",
+            file=sys.stderr,
+        )
     if 0 < step < training.total_steps:
         print(
             f"going on from step {step:,} of {training.total_steps:,} ({training.run_dir})", file=sys.stderr
@@ -204,7 +214,7 @@ def _identity(
     """What a run must keep from beginning to end, whatever is remade meanwhile under the same names."""
     identity = {"method": train.method, "steps": str(total_steps)}
     if train.method == "lora":
-        identity["LoRA's r"] = str(train.lora.r)
+        identity[LORA_R] = str(train.lora.r)
     identity["blocks a step (micro_batch_size x gradient_accumulation_steps x ranks)"] = str(
         global_batch_size(recipe)
     )
@@ -288,11 +298,11 @@ def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -
     if train.method == "random":
         return found.random_like(*own, seed=train.random_seed)
     if train.method == "topk":
-        return found.most_active_like(*own, probs_LI=_activation_probabilities(recipe, found))
+        return found.most_active_like(*own, probs_LI=_activation_probabilities(recipe, model_fingerprint))
     return replace(found, indices=own)
 
 
-def _activation_probabilities(recipe: Recipe, neurons: NeuronSet) -> Tensor:
+def _activation_probabilities(recipe: Recipe, model_fingerprint: str) -> Tensor:
     """Mean over the trained languages, float64 [L, I], from the counts that the neurons were selected by."""
     counts = []
     for code in recipe.trained_languages:
@@ -300,9 +310,9 @@ def _activation_probabilities(recipe: Recipe, neurons: NeuronSet) -> Tensor:
         if not path.exists():
             raise UserError(f"train.method=topk needs {path}: run `lape-ds identify` with this recipe first")
         counts.append(Counts.load(path))
-        if counts[-1].settings.model_fingerprint != neurons.model_fingerprint:
+        if counts[-1].settings.model_fingerprint != model_fingerprint:
             raise UserError(
-                f"{path} was counted on another model than the neuron set's; run `lape-ds identify` again"
+                f"{path} was counted on another model; run `lape-ds identify` with this recipe again"
             )
     return torch.stack([counts_k.probabilities() for counts_k in counts]).mean(0)
 

@@ -35,6 +35,8 @@ CHECKPOINT_METHODS: tuple[tuple[str, Engine, Engine], ...] = (
     ("subnetwork", "masked", "compact"),
     ("subnetwork", "compact", "masked"),
     ("full", "masked", "masked"),
+    ("lora", "masked", "masked"),
+    ("ia3", "masked", "masked"),
 )
 
 

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lape_ds.model.loading import load_skeleton
+from lape_ds.recipe import TrainSection
 from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
 from lape_ds.subnetwork.compact_experts import CompactExperts
 from lape_ds.subnetwork.masked import MaskedOptimizer
-from lape_ds.subnetwork.methods import Trained, torch_optimizer
+from lape_ds.subnetwork.methods import Trained, prepare, torch_optimizer
 from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
 from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training import ranks
@@ -75,10 +76,10 @@ def start(
     cls, settings = OPTIMIZERS[case.optimizer]
     settings = settings | {"lr": learning_rate(0)}
     neurons = torch.tensor(case.neurons)
-    if method == "full":
-        trained = ParameterEntries(
-            [TrainedParameter(param, name) for name, param in model.named_parameters()], cls, **settings
-        )
+    if method != "subnetwork":
+        torch.manual_seed(0)  # LoRA's random half
+        section = {"method": method, "lora": {"r": 2, "dropout": 0.0}, "optimizer": {"learning_rate": 1e-3}}
+        trained = prepare(model, TrainSection.model_validate(section), None)
     elif case.engine == "masked":
         trained = MaskedOptimizer(model, neurons, cls, **settings)
     else:
