@@ -54,6 +54,12 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     figure.suptitle(
         f"Gain and forgetting by method, {results.target_names}", x=0.01, ha="left", weight="bold"
     )
+    axes.set_title(
+        "bars: range over seeds; lines: what no other rate of the method beats; hollow: beaten",
+        loc="left",
+        fontsize="small",
+        color="0.35",
+    )
     with rc_context({"svg.hashsalt": "lape-ds"}):  # the same runs give the same file
         figure.savefig(path, format=format, dpi=160, metadata={"Date": None} if format == "svg" else None)
 
@@ -124,7 +130,10 @@ def _straight(pairs: Sequence[tuple[float, float]]) -> Iterator[tuple[float, flo
 
 def _error(values: Sequence[float], mean: float) -> list[list[float]]:
     """How far the seeds reach below and above their mean."""
-    return [[mean - min(values)], [max(values) - mean]]
+    return [
+        [max(0.0, mean - min(values))],
+        [max(0.0, max(values) - mean)],
+    ]  # a mean may be a rounding beside them
 
 
 def _label(axes: Axes, methods: Sequence[MethodFrontier], looks: Mapping[str, _Look]) -> None:

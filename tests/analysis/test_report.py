@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.analysis.frontier import MethodFrontier, Point, RatePoint
 from lape_ds.analysis.frontier_tables import as_json, level_tables, markdown
+from lape_ds.analysis.picture import draw_frontier
 from lape_ds.analysis.report import report_frontier
-from lape_ds.analysis.sweep_results import read_sweep
+from lape_ds.analysis.sweep_results import SweepResults, read_sweep
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, SweepRun, load_recipe, sweep_runs
 
@@ -168,6 +170,17 @@ def test_picture_names_every_variant(recipe: Recipe) -> None:
     assert sorted(path.name for path in recipe.sweep_dir.iterdir()) == [
         f"frontier.{ending}" for ending in ("json", "md", "png", "svg")
     ]
+
+
+def test_three_equal_seeds_have_no_negative_error_bar(tmp_path: Path) -> None:
+    """The mean of three equal numbers may be another number in floating point."""
+    values = [number / 100 for number in range(1, 60)]
+    rates = [RatePoint(value, dict.fromkeys(range(3), Point(value, value))) for value in values]
+    assert any(rate.mean is not None and rate.mean.gain != rate.learning_rate for rate in rates)
+    results = SweepResults(
+        (MethodFrontier("full", rates),), ("mlt_Latn",), ("eng_Latn",), {"full": 1}, 1, "base", 1, ()
+    )
+    draw_frontier(results, tmp_path / "frontier.png", format="png")
 
 
 def test_the_report_needs_no_torch() -> None:
