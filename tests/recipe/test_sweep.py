@@ -32,9 +32,10 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_every_method_has_default_rates_around_the_papers() -> None:
     assert DEFAULT_RATES.keys() == set(get_args(TrainSection.model_fields["method"].annotation))
-    # arXiv 2510.13580: 1e-5 for full and FFN-only, 1e-4 for the others.
+    # arXiv 2510.13580: 1e-5 for full and FFN-only, 1e-4 for the others; arXiv 2205.05638: 3e-3 for (IA)³.
+    papers = dict.fromkeys(DEFAULT_RATES, 1e-4) | {"full": 1e-5, "ffn": 1e-5, "ia3": 3e-3}
     for method, rates in DEFAULT_RATES.items():
-        assert min(rates) < (1e-5 if method in ("full", "ffn") else 1e-4) < max(rates)
+        assert min(rates) < papers[method] < max(rates)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -47,7 +48,7 @@ def test_shipped_recipes_can_be_swept(path: Path) -> None:
 def test_a_run_is_the_recipe_with_its_own_settings(recipe_file: Path) -> None:
     settings = [
         "sweep.variants=[{method: random}, {name: full+x, method: full, learning_rates: [1e-6], "
-        "set: {train.replay.share: 0.25, train.max_steps: 8}}]",
+        "set: {train.replay.share: 0.25, deepspeed.zero_stage: 0}}]",
         "sweep.seeds=[3, 5]",
         "sweep.set={train.max_steps: 9, deepspeed.zero_stage: 1}",
     ]
@@ -66,8 +67,8 @@ def test_a_run_is_the_recipe_with_its_own_settings(recipe_file: Path) -> None:
         "train.optimizer.learning_rate=1e-6",
         "train.run_name=sweep/full+x/lr-1e-06/seed-5",
         "train.replay.share=0.25",
-        "train.max_steps=8",  # the variant's own comes after the sweep's
-        "deepspeed.zero_stage=1",
+        "train.max_steps=9",
+        "deepspeed.zero_stage=0",  # the variant's own comes after the sweep's
         "train.heldout.languages=[no, et]",  # none named: all that are not trained
     ]
     assert runs[-1].recipe == load_recipe(recipe_file, same)

@@ -1,11 +1,15 @@
-"""Which ranks and GPUs the workers of a sweep get."""
+"""Which ranks and GPUs the workers of a sweep get, and what becomes of the others when one fails."""
 
 from __future__ import annotations
+
+import sys
+import time
 
 import pytest
 import torch
 
-from lape_ds.training.launch import options_of_workers
+from lape_ds.training.launch import options_of_workers, run_launchers
+from lape_ds.training.main import STOPPED
 
 
 def test_without_a_gpu_every_worker_has_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +45,22 @@ def test_every_worker_has_gpus_of_its_own(
     assert options_of_workers(num_workers, num_ranks) == [
         ["--include", f"localhost:{gpus}"] for gpus in expected
     ]
+
+
+def process(seconds: float, code: int) -> list[str]:
+    return [sys.executable, "-c", f"import sys, time; time.sleep({seconds}); sys.exit({code})"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_one_fails_the_others_are_stopped_and_its_code_is_told(failing: int) -> None:
+    commands = [process(60, 0), process(60, 0)]
+    commands[failing] = process(0.2, 2)
+    started = time.monotonic()
+    assert run_launchers(commands) == 2
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("code", [0, 1, STOPPED])
+def test_a_launchers_own_code_is_told(code: int) -> None:
+    """Also that of ranks which somebody else has stopped: what comes after must not take the run for a finished one."""
+    assert run_launchers([process(0, code), process(0.2, 0)]) == code
