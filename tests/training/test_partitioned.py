@@ -148,10 +148,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("stage", "world_size", "share"), [(3, 2, 0.5), (2, 1, 1.0)])
 def test_no_rank_holds_more_than_its_part(large: Path, stage: int, world_size: int, share: float) -> None:
-    """From the first byte to an engine that is ready: the whole model, or half of it, and a tenth for everything else."""
+    """From the first byte to an engine that is ready: the whole model, or half of it, and a seventh for everything else."""
     run_ranks("tests.training.memory_worker", [str(large), str(stage), str(large)], world_size=world_size)
     whole = 2 * sum(path.stat().st_size for path in large.glob("*.safetensors"))
     for rank in range(world_size):
         peak = json.loads((large / f"{stage}-{rank}.json").read_text())
         assert share * whole < peak["loaded"] * 1.05, "what was loaded was not seen"
-        assert peak["ready"] < (share + 0.1) * whole
+        assert peak["ready"] < (share + 0.15) * whole
