@@ -1,7 +1,7 @@
 """From a recipe to a training that can run: corpora, model, neurons, engine, resumed state.
 
-Before the loop. The order matters: what can be refused without the other ranks is refused before the process group exists,
-what is found later is agreed on by all, so that a user's mistake is one line and not a hang.
+Before the loop. The order matters: what every rank finds alike is refused before they first need each other's answer, what one
+may find alone is agreed on by all, so that a user's mistake is one line and not a hang.
 """
 
 from __future__ import annotations
@@ -132,14 +132,16 @@ def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
     weight = recipe.train.anchor.kl
     if weight == 0:
         return None
-    base = load_model(folder, dtype=recipe.model.dtype, attn_implementation=recipe.model.attn_implementation)
+    section = recipe.model
+    settings = {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
+    base = load_model(folder, **settings, device=device())
     if rank() == 0:
         size = sum(param.nbytes for param in base.parameters())
         print(
             f"train.anchor.kl keeps a copy of the base model on every rank: {size / 1e9:.3g} GB",
             file=sys.stderr,
         )
-    return BaseAnchor(base.to(device()), weight)  # pyright: ignore[reportArgumentType] (transformers wraps Module.to)
+    return BaseAnchor(base, weight)
 
 
 def _prepare(
