@@ -190,6 +190,10 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
             ["deepspeed.config={zero_optimization: {offload_param: {buffer_size: 9}}}"],
             ["offload_param needs offload_parameters: cpu or nvme"],
         ),
+        (
+            ["deepspeed.config={zero_optimization: {zero_quantized_nontrainable_weights: true}}"],
+            ["partitioned before it is known which of them train"],
+        ),
         (["deepspeed.offload_parameters=cpu"], ["offload_parameters: cpu needs zero_stage: 3, not 2"]),
         (
             ["deepspeed.zero_stage=3", "deepspeed.offload_parameters=nvme"],

@@ -71,6 +71,11 @@ def check_engine_keys(config: Mapping[str, Any]) -> None:
     if not isinstance(zero, Mapping):
         raise ValueError(f"zero_optimization must be a mapping, not {zero!r}")
     _check(zero, prefix="zero_optimization.", known=_ZERO)
+    if zero.get("zero_quantized_nontrainable_weights"):
+        raise ValueError(
+            "zero_optimization.zero_quantized_nontrainable_weights: true has no effect: weights are partitioned before it is "
+            "known which of them train; remove it"
+        )
     offload = zero.get("offload_optimizer", {})
     if isinstance(offload, Mapping) and offload.get("device", "nvme") != "nvme":
         raise ValueError(

@@ -1,7 +1,7 @@
 """From a recipe to a training that can run: corpora, model, neurons, engine, resumed state.
 
-Before the loop. What every rank finds alike in the recipe and its files each refuses by itself; where ranks may differ they agree
-first, so that a user's mistake is one line and not a hang.
+Before the loop. The order matters: what every rank finds alike is refused before they first need each other's answer, what one
+may find alone is agreed on by all, so that a user's mistake is one line and not a hang.
 """
 
 from __future__ import annotations
@@ -132,12 +132,9 @@ def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
     weight = recipe.train.anchor.kl
     if weight == 0:
         return None
-    base = load_model(
-        folder,
-        dtype=recipe.model.dtype,
-        attn_implementation=recipe.model.attn_implementation,
-        device=device(),
-    )
+    section = recipe.model
+    settings = {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
+    base = load_model(folder, **settings, device=device())
     if rank() == 0:
         size = sum(param.nbytes for param in base.parameters())
         print(

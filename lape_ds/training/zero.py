@@ -91,13 +91,16 @@ def engine_config(
             "pin_memory": torch.cuda.is_available(),
         }
     if offload_parameters == "nvme":
-        # DeepSpeed swaps a part at a time and takes none that is larger than a buffer. Weights that train stay in host memory,
-        # where their masters are matched with them.
+        # A part that is swapped in takes one of five buffers, whatever its size, until its layer is done. DeepSpeed 0.19.8 runs
+        # out of them unless weights are read only when they are needed and let go at once ("Not enough buffers", and with
+        # more of them "already assigned swap buffer"). Weights that train stay in host memory, beside their masters.
         config["zero_optimization"]["offload_param"] |= {
             "nvme_path": str(nvme_path),
             "buffer_size": largest_part,
             "max_in_cpu": 10**15,
         }
+        keys = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        config["zero_optimization"] |= {f"stage3_{key}": 0 for key in keys}
     if zero_stage == 3:
         # Small models would otherwise be kept whole on every rank and stage 3 would not be exercised.
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0

@@ -89,6 +89,9 @@ def test_skeleton_has_shapes_and_no_weights(folder: Path) -> None:
     skeleton = load_skeleton(folder)
     assert skeleton.model.layers[0].mlp.gate_proj.weight.shape == (23, 16)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
+    buffers = dict(load_model(folder, dtype="float32", attn_implementation="sdpa").named_buffers())
+    assert buffers
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in skeleton.named_buffers())
 
 
 def _edit_config(folder: Path, **changes: object) -> None:
@@ -103,6 +106,21 @@ def test_missing_weight_is_refused(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 weights, e.g. model.layers.1.mlp.up_proj.weight"):
         load_model(folder, dtype="float32", attn_implementation="eager")
+
+
+def test_weight_of_another_shape_is_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(22, 16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"up_proj.weight has shape \[22, 16\] in the checkpoint and \[23, 16\]"
+    ):
+        load_model(folder, dtype="float32", attn_implementation="eager")
+
+
+def test_weights_go_to_the_device_asked_for(folder: Path) -> None:
+    model = load_model(folder, dtype="float32", attn_implementation="eager", device="meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_damaged_checkpoint_is_refused(folder: Path) -> None:

@@ -188,7 +188,7 @@ def own_checkpoints(out: Path) -> None:
 
 
 def our_checkpoints(out: Path) -> None:
-    """The same with lape-ds checkpoints, in bf16; from one engine to the other too."""
+    """The same with lape-ds checkpoints, in bf16; from one engine to the other too, under ZeRO-3 into partitioned weights."""
     same = {}
     folder = out / "base"
     if dist.get_rank() == 0:
@@ -196,19 +196,20 @@ def our_checkpoints(out: Path) -> None:
     dist.barrier()
     for (method, before, after), stage in itertools.product(CHECKPOINT_METHODS, (0, 1, 2, 3)):
         first_case, then = (Case(stage, dtype="bfloat16", engine=engine) for engine in (before, after))
-        whole, first = start(first_case, method=method)[0], start(first_case, method=method)
-        train(whole, range(4))
+        base = folder if stage == 3 else None
+        whole, first = (start(first_case, method=method, folder=base) for _ in range(2))
+        train(whole[0], range(4))
         train(first[0], range(2))
         state = CheckpointState(2, "base", first[1].num_entries, {}, None)
         name = f"{method}-{before}-{after}-z{stage}"
         reader = CheckpointReader(save_checkpoint(out / name, first[1], state))
         read = functools.partial(reader.read_key, "master")
-        second = start(then, method=method, read=read, folder=folder if stage == 3 else None)
+        second = start(then, method=method, read=read, folder=base)
         second[1].load_entries(reader.read, reader.scalars)
         train(second[0], range(2, 4))
-        weights = [gathered(engine, stage) for engine in (whole, second[0])]
+        weights = [gathered(engine, stage) for engine in (whole[0], second[0])]
         same[name] = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-        for engine in (whole, first[0], second[0]):
+        for engine, _ in (whole, first, second):
             engine.destroy()
     if dist.get_rank() == 0:
         (out / "our_checkpoints.json").write_text(json.dumps(same))

@@ -134,3 +134,24 @@ def test_a_mistake_is_one_line_on_every_rank(tmp_path: Path) -> None:
             assert "\n" not in errors[name]["error"]
         assert first[f"{name} on rank 1"]["error"].startswith("rank 1 failed: ")
         assert str(tmp_path / name) in second[f"{name} on rank 1"]["error"]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """170 MB of bf16, 340 MB in a run in fp32; no weight is more than a twentieth of it."""
+    sizes = {"hidden_size": 512, "head_dim": 64, "intermediate_size": 1408, "vocab_size": 8000}
+    folder = tmp_path_factory.mktemp("large")
+    model = tiny_model("llama", dtype=torch.bfloat16, num_hidden_layers=24, num_attention_heads=8, **sizes)
+    model.save_pretrained(folder, max_shard_size="50MB")
+    return folder
+
+
+@pytest.mark.parametrize(("stage", "world_size", "share"), [(3, 2, 0.5), (2, 1, 1.0)])
+def test_no_rank_holds_more_than_its_part(large: Path, stage: int, world_size: int, share: float) -> None:
+    """From the first byte to an engine that is ready: the whole model, or half of it, and a seventh for everything else."""
+    run_ranks("tests.training.memory_worker", [str(large), str(stage), str(large)], world_size=world_size)
+    whole = 2 * sum(path.stat().st_size for path in large.glob("*.safetensors"))
+    for rank in range(world_size):
+        peak = json.loads((large / f"{stage}-{rank}.json").read_text())
+        assert share * whole < peak["loaded"] * 1.05, "what was loaded was not seen"
+        assert peak["ready"] < (share + 0.15) * whole

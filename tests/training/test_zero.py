@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
-from lape_ds.training.zero import engine_config
+import pytest
+
+from lape_ds.errors import UserError
+from lape_ds.recipe import DeepSpeedSection
+from lape_ds.training import zero
+from lape_ds.training.zero import check_offload, engine_config
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -58,3 +65,30 @@ def test_the_masked_optimizer_is_let_in() -> None:
     made = config(offload_optimizer="cpu")
     assert made["zero_allow_untested_optimizer"] is True
     assert made["zero_force_ds_cpu_optimizer"] is False
+
+
+def test_parameter_offload() -> None:
+    on_host = config(zero_stage=3, offload_parameters="cpu", extra={})["zero_optimization"]["offload_param"]
+    assert on_host["device"] == "cpu"
+    extra = {"zero_optimization": {"offload_param": {"buffer_count": 9}}}
+    disk = {"offload_parameters": "nvme", "nvme_path": Path("/disk"), "largest_part": 77}
+    on_disk = config(zero_stage=3, **disk, extra=extra)["zero_optimization"]["offload_param"]
+    assert on_disk["device"] == "nvme"
+    assert on_disk["nvme_path"] == "/disk"
+    assert (on_disk["buffer_size"], on_disk["buffer_count"]) == (77, 9)
+
+
+def test_nvme_without_its_folder_is_refused(tmp_path: Path) -> None:
+    section = DeepSpeedSection(zero_stage=3, offload_parameters="nvme", nvme_path=tmp_path / "gone")
+    with pytest.raises(UserError, match=r"nvme_path=.*/gone: no such folder"):
+        check_offload(section)
+
+
+@pytest.mark.parametrize("has_libaio", [True, False])
+def test_nvme_without_libaio_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_libaio: bool
+) -> None:
+    section = DeepSpeedSection(zero_stage=3, offload_parameters="nvme", nvme_path=tmp_path)
+    monkeypatch.setattr(zero.AsyncIOBuilder, "is_compatible", lambda self: has_libaio)
+    with nullcontext() if has_libaio else pytest.raises(UserError, match=r"nvme needs libaio.*libaio-dev"):
+        check_offload(section)
