@@ -161,6 +161,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
             "a MaskedOptimizer cannot be copied or pickled: it hangs on one model's parameters; use state_dict()"
         )
 
+    num_added = 0  # nothing is put into the model
+
     @property
     def num_entries(self) -> int:
         """Trained weights, over all ranks."""

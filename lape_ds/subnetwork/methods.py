@@ -56,7 +56,8 @@ def prepare(model: PreTrainedModel, train: TrainSection, neurons: Tensor | None)
                 for name, param in model.named_parameters()
                 if param.requires_grad
             ]
-    return ParameterEntries(trained, cls, **settings)
+    added = train.method not in ("full", "ffn")
+    return ParameterEntries(trained, cls, added=added, **settings)
 
 
 def torch_optimizer(trained: Trained) -> torch.optim.Optimizer:

@@ -40,18 +40,29 @@ class TrainedParameter:
 class ParameterEntries:
     """All entries of some parameters, wherever DeepSpeed keeps them.
 
+    Attributes:
+        num_entries: Trained weights, over all ranks.
+        num_added: Those among them that the base model does not have: slices and adapters.
+
     Args:
         trained: What trains; everything else in the model must be frozen.
         optimizer: Class of the torch optimizer made over them.
+        added: The parameters were put into the model, beside its own.
         **settings: Its keyword arguments.
     """
 
     def __init__(
-        self, trained: Sequence[TrainedParameter], optimizer: type[torch.optim.Optimizer], **settings: Any
+        self,
+        trained: Sequence[TrainedParameter],
+        optimizer: type[torch.optim.Optimizer],
+        *,
+        added: bool = False,
+        **settings: Any,
     ) -> None:
         self._trained = {id(part.parameter): part for part in trained}
         self._params = [part.parameter for part in trained]
         self.num_entries = sum(full_shape(param).numel() for param in self._params)
+        self.num_added = self.num_entries if added else 0
         self.optimizer = optimizer(self._params, **settings)
         self._group = self.optimizer.param_groups[0]
 

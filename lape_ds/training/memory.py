@@ -35,14 +35,14 @@ def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
     }
 
 
-def num_parameters(engine: DeepSpeedEngine) -> int:
-    """Weights of the whole model, however it is partitioned."""
-    return sum(full_shape(param).numel() for param in engine.parameters())
+def num_parameters(engine: DeepSpeedEngine, trained: Trained) -> int:
+    """Weights of the whole base model, however it is partitioned; what the method has put into it does not count."""
+    return sum(full_shape(param).numel() for param in engine.parameters()) - trained.num_added
 
 
 def describe_memory(engine: DeepSpeedEngine, trained: Trained) -> str:
     """One line for the log."""
-    parameters = num_parameters(engine)
+    parameters = num_parameters(engine, trained)
     kinds = ", ".join(f"{kind} {_readable(size)}" for kind, size in memory_by_kind(engine, trained).items())
     share = 100 * trained.num_entries / parameters
     return f"training {trained.num_entries:,} of {parameters:,} weights ({share:.2f} %); rank 0 keeps {kinds}"

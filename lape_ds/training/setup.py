@@ -170,7 +170,7 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
         "stage": "train",
         "world_size": world_size(),
         "trained_parameters": training.trained.num_entries,
-        "parameters": num_parameters(training.engine),
+        "parameters": num_parameters(training.engine, training.trained),
         "total_steps": training.total_steps,
         "identity": training.state.identity,
         "model_fingerprint": training.state.base_fingerprint,

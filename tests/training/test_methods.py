@@ -51,6 +51,7 @@ def test_lora_is_matched_trained_and_merged(tiny_recipe: Path, base: dict[str, T
     run_dir = run(tiny_recipe, "lora-match", *overrides)
     facts = json.loads((run_dir / "run.json").read_text())
     assert facts["trained_parameters"] == 711
+    assert facts["parameters"] == sum(weight.numel() for weight in base.values())
     values, merged = trained_values(run_dir, base), exported(run_dir)
     changed = set()
     for name, weight in base.items():
