@@ -47,9 +47,9 @@ def start() -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     share_cores()
-    # DeepSpeed would compile a shared-memory reduction for CPU ranks here: a C++ compiler, half a minute, and nothing gained
-    # at the sizes one trains on a CPU.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    # It asks this table for one thing, a shared-memory reduction for CPU ranks, and would compile it here: a C++ compiler, half a
+    # minute, and nothing gained at the sizes one trains on a CPU. Left to itself it fills the table by test compilations.
+    deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
