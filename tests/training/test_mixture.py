@@ -136,7 +136,7 @@ def test_export_check_reads_the_files_of_every_mixture(model_type: str, tmp_path
     ):
         nudge(model, name, [place])
         model.save_pretrained(tmp_path / "spoilt")
-        with pytest.raises(RuntimeError, match="differs from the base outside the subnetwork"):
+        with pytest.raises(RuntimeError, match="differs from the base where nothing was trained"):
             count_changes(tmp_path / "spoilt", base, torch.tensor(NEURONS))
         with torch.no_grad():
             model.get_parameter(name)[place] = base.get_parameter(name)[place]
