@@ -14,7 +14,7 @@ def quiet_deepspeed() -> None:
     we have). A filter, because it sets its own level when it is imported.
     """
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    # transformers 5.23 has renamed what PEFT and we still call by the name that all of 5 has.
+    # transformers 5.23 has renamed what PEFT still calls by the name that all of 5 has.
     warnings.filterwarnings(
         "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
     )

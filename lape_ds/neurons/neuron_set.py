@@ -153,7 +153,6 @@ class NeuronSet:
             indices={"+".join(codes): torch.cat(rows).int()},
             method="random",
             knobs={"like": self.method, "seed": seed},
-            experts_per_layer=self.experts_per_layer,
         )
 
     def most_active_like(self, *codes: str, probs_LI: Tensor) -> NeuronSet:

@@ -65,17 +65,14 @@ def torch_optimizer(trained: Trained) -> torch.optim.Optimizer:
     return trained if isinstance(trained, MaskedOptimizer) else trained.optimizer
 
 
-def with_matched_lora(train: TrainSection, skeleton: nn.Module, neurons: Tensor | None) -> TrainSection:
+def with_matched_lora(train: TrainSection, skeleton: nn.Module, neurons: Tensor) -> TrainSection:
     """The section with `lora.r: match` replaced by the r that trains about as many weights as the subnetwork does.
 
     Args:
-        train: The recipe's section.
+        train: The recipe's section, with `method` lora and that r.
         skeleton: The model, or its shapes on the meta device.
         neurons: Of the subnetwork to match.
     """
-    if train.method != "lora" or train.lora.r != "match":
-        return train
-    assert neurons is not None
     wanted = sum(mask.num_entries for mask in entry_masks(skeleton, neurons).values())
     r = max(1, round(wanted / lora_weights_per_r(skeleton, train.lora)))
     return train.model_copy(update={"lora": train.lora.model_copy(update={"r": r})})

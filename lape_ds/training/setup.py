@@ -61,8 +61,10 @@ def set_up(recipe: Recipe) -> Training:
     base_fingerprint = by_first(lambda: fingerprint(folder))
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     found = None if chosen is None else chosen.union(*chosen.languages)
-    train = with_matched_lora(recipe.train, load_skeleton(folder), found)
-    neurons = found if train.method in NEURON_METHODS else None
+    neurons = found if recipe.train.method in NEURON_METHODS else None
+    train = recipe.train
+    if found is not None and neurons is None:  # read only to be matched
+        train = with_matched_lora(train, load_skeleton(folder), found)
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
     check_frozen(recipe, run_dir, sections=RUN_SECTIONS)
