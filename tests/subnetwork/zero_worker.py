@@ -74,7 +74,7 @@ def start(
         model = load_skeleton(folder, dtype=dtype, attn_implementation="eager").train()
         fill_partitioned(model, folder, config_of(case))
     cls, settings = OPTIMIZERS[case.optimizer]
-    settings = settings | {"lr": learning_rate(0)}
+    settings: dict[str, Any] = settings | {"lr": learning_rate(0)}
     neurons = torch.tensor(case.neurons)
     if method != "subnetwork":
         torch.manual_seed(0)  # LoRA's random half
@@ -144,7 +144,7 @@ def set_up_only(out: Path) -> None:
     for name in ("masked", "compact", "full"):
         model = tiny_model("llama", dtype=torch.bfloat16)
         before = {key: param.detach().clone() for key, param in model.named_parameters()}
-        settings = {"lr": 0.1, "weight_decay": 0.5}  # one step would halve a twentieth off
+        settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.5}  # one step would halve a twentieth off
         config = config_of(Case(0, dtype="bfloat16"))
         # The masked optimizer must withstand it alone, in a user's own loop; the others are protected by our set-up.
         if name == "masked":
