@@ -389,7 +389,7 @@ def bench_train(
 @bench_app.command("identify")
 def bench_identify(
     shape: ShapeOption = None,
-    rounds: RoundsOption = 20,
+    rounds: RoundsOption = 8,
     seed: SeedOption = 0,
     out: OutOption = Path("bench-identify.json"),
 ) -> None:

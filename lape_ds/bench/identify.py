@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lape_ds.bench.meters import peak_bytes, storage_bytes
 from lape_ds.bench.record import new_record, write_record
-from lape_ds.bench.rounds import Spread, interleave, speed_ratios
+from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import Shape, build_model, find_shape
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
@@ -86,7 +86,6 @@ def _measure(shape: Shape, device: torch.device, rounds: int, seed: int) -> dict
         description=f"Forward passes, {shape.dtype}",
     )
     num_tokens = BATCHES_PER_TURN * shape.num_tokens
-    ratios = speed_ratios(seconds)
     return {
         "methods": {
             name: {
@@ -97,10 +96,7 @@ def _measure(shape: Shape, device: torch.device, rounds: int, seed: int) -> dict
             }
             for name, taken in seconds.items()
         },
-        "ratios": {a: {b: spread.median for b, spread in row.items()} for a, row in ratios.items()},
-        "ratio_quartiles": {
-            a: {b: [spread.lower, spread.upper] for b, spread in row.items()} for a, row in ratios.items()
-        },
+        **recorded_ratios(seconds),
     }
 
 

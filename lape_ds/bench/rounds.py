@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,4 +96,15 @@ def speed_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, 
             if other != name
         }
         for name, mine in seconds.items()
+    }
+
+
+def recorded_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """`speed_ratios` as records hold them: `ratios`, the medians, and `ratio_quartiles`, [lower, upper]."""
+    ratios = speed_ratios(seconds)
+    return {
+        "ratios": {a: {b: spread.median for b, spread in row.items()} for a, row in ratios.items()},
+        "ratio_quartiles": {
+            a: {b: [spread.lower, spread.upper] for b, spread in row.items()} for a, row in ratios.items()
+        },
     }

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lape_ds.bench.contenders import METHODS, WEIGHT_DECAY, Contender, StepBytes, contender
 from lape_ds.bench.flops import model_flops, peak_flops
 from lape_ds.bench.record import new_record, write_record
-from lape_ds.bench.rounds import Spread, interleave, speed_ratios
+from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import (
     Batch,
     Shape,
@@ -114,7 +114,7 @@ def plan(shape: Shape, neurons: Tensor, methods: Sequence[str]) -> dict[str, Any
         for name in progress(list(methods), "Planning", unit="methods"):
             made = _contender(name, shape, base, neurons)
             found[name] = _costs(shape, name, made, made.measure(batch), neurons)
-    return {"methods": found, "ratios": {}, "ratio_quartiles": {}}
+    return {"methods": found, **recorded_ratios({})}
 
 
 def measure(
@@ -151,14 +151,7 @@ def measure(
         found[name] |= _speed(seconds[name], shape.num_tokens, found[name]["model_flops"], peak)
         with torch.no_grad():
             found[name]["loss_last"] = float(made.forward(batch))
-    ratios = speed_ratios(seconds)
-    return {
-        "methods": found,
-        "ratios": {a: {b: spread.median for b, spread in row.items()} for a, row in ratios.items()},
-        "ratio_quartiles": {
-            a: {b: [spread.lower, spread.upper] for b, spread in row.items()} for a, row in ratios.items()
-        },
-    }
+    return {"methods": found, **recorded_ratios(seconds)}
 
 
 def _contender(name: str, shape: Shape, base: PreTrainedModel, neurons: Tensor) -> Contender:

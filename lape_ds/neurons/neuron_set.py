@@ -7,7 +7,7 @@ Comes out of LAPE selection (or an import of a published set), goes into trainin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,20 +140,14 @@ class NeuronSet:
             seed: Same seed, same set, on any machine (drawn on the CPU).
         """
         generator = torch.Generator().manual_seed(seed)
-        rows = []
-        for layer, own in enumerate(self.per_layer(*codes)):
+
+        def draw(layer: int, own: Tensor) -> Tensor:
             is_own = torch.zeros(self.neurons_per_layer, dtype=torch.bool)
             is_own[own] = True
             order = torch.randperm(self.neurons_per_layer, generator=generator)
-            others_first = order[is_own[order].to(torch.uint8).argsort(stable=True)]
-            drawn = others_first[: len(own)].sort().values
-            rows.append(torch.stack([torch.full_like(drawn, layer), drawn], dim=1))
-        return replace(
-            self,
-            indices={"+".join(codes): torch.cat(rows).int()},
-            method="random",
-            knobs={"like": self.method, "seed": seed},
-        )
+            return order[is_own[order].to(torch.uint8).argsort(stable=True)]
+
+        return self._like(codes, draw, method="random", seed=seed)
 
     def most_active_like(self, *codes: str, probs_LI: Tensor) -> NeuronSet:
         """A control set: in every layer as many neurons as the languages together have there, the most active ones.
@@ -164,16 +158,25 @@ class NeuronSet:
             codes: The languages to imitate. The result has one entry, named by the codes joined with "+".
             probs_LI: Activation probabilities on the languages' text; ties break by index.
         """
+
+        def most_active_first(layer: int, own: Tensor) -> Tensor:
+            return probs_LI[layer].sort(descending=True, stable=True).indices
+
+        return self._like(codes, most_active_first, method="topk")
+
+    def _like(
+        self, codes: Sequence[str], order: Callable[[int, Tensor], Tensor], *, method: str, **knobs: Any
+    ) -> NeuronSet:
+        """As many neurons in every layer as the languages together have there: the first of `order(layer, own)`."""
         rows = []
         for layer, own in enumerate(self.per_layer(*codes)):
-            order = probs_LI[layer].sort(descending=True, stable=True).indices
-            taken = order[: len(own)].sort().values
+            taken = order(layer, own)[: len(own)].sort().values
             rows.append(torch.stack([torch.full_like(taken, layer), taken], dim=1))
         return replace(
             self,
             indices={"+".join(codes): torch.cat(rows).int()},
-            method="topk",
-            knobs={"like": self.method},
+            method=method,
+            knobs={"like": self.method, **knobs},
         )
 
     def check_model(self, fingerprint: str, *, num_layers: int, neurons_per_layer: int) -> None:

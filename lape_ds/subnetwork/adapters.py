@@ -34,7 +34,7 @@ def add_adapter(model: PreTrainedModel, train: TrainSection) -> PeftModel:
     Raises:
         UserError: The model is a mixture of experts.
     """
-    _check_dense(model, train.method)
+    check_dense(model, train.method)
     config: Any
     if train.method == "lora":
         assert isinstance(train.lora.r, int)
@@ -68,7 +68,7 @@ def lora_weights_per_r(model: nn.Module, lora: LoRASection) -> int:
     Raises:
         UserError: The model is a mixture of experts.
     """
-    _check_dense(model, "lora")
+    check_dense(model, "lora")
     names = _lora_targets(model, lora)
     return sum(
         sum(full_shape(cast("nn.Parameter", module.weight)))
@@ -77,8 +77,12 @@ def lora_weights_per_r(model: nn.Module, lora: LoRASection) -> int:
     )
 
 
-def _check_dense(model: nn.Module, method: str) -> None:
-    """Experts are no linear modules: PEFT would adapt the attention alone and say nothing."""
+def check_dense(model: nn.Module, method: str) -> None:
+    """Refuses mixtures: experts are no linear modules, so PEFT would adapt the attention alone and say nothing.
+
+    Raises:
+        UserError: The model is a mixture of experts.
+    """
     if is_mixture(model):
         config: Any = model.config
         raise UserError(

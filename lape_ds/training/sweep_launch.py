@@ -39,6 +39,7 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
         check_frozen(run.recipe, run.run_dir, sections=RUN_SECTIONS)
     if all(read_finished(run.run_dir) is not None for run in runs):
         return
+    _check_adapters(recipe, runs)
     from lape_ds.training.launch import launcher_command, options_of_workers, run_launchers
 
     num_ranks = runs[0].recipe.launch.num_ranks
@@ -54,6 +55,24 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
         watch.look(now=True)
     if code:
         _tell_failure(code, logs)
+
+
+def _check_adapters(recipe: Recipe, runs: Sequence[SweepRun]) -> None:
+    """A variant that the model cannot have is told before the first run, not when its turn comes."""
+    from lape_ds.model.loading import load_skeleton, recipe_model
+    from lape_ds.subnetwork.adapters import ADAPTER_METHODS, check_dense
+
+    wanted = {
+        run.recipe.train.method: run.variant for run in runs if run.recipe.train.method in ADAPTER_METHODS
+    }
+    if not wanted:
+        return
+    skeleton = load_skeleton(recipe_model(recipe))
+    for method, variant in wanted.items():
+        try:
+            check_dense(skeleton, method)
+        except UserError as error:
+            raise UserError(f"sweep.variants: {variant}: {error}; list the variants without it") from None
 
 
 class _Watch:

@@ -17,6 +17,7 @@ from lape_ds.recipe import TrainSection, load_recipe
 from lape_ds.subnetwork.methods import prepare, with_matched_lora
 from lape_ds.training.export import count_changes, export_model
 from lape_ds.training.metrics import read_metrics
+from lape_ds.training.sweep_launch import launch_sweep
 from tests.oracles.subnetwork import entry_positions
 from tests.processes import run_ranks
 from tests.tiny_models import MIXTURES, NUM_EXPERTS, NUM_LAYERS, tiny_model
@@ -91,6 +92,14 @@ def test_adapters_are_refused(settings: dict[str, Any]) -> None:
     if train.method == "lora":
         with pytest.raises(UserError, match="lora is not supported for mixtures"):
             with_matched_lora(matched, tiny_model("mixtral"), torch.tensor(NEURONS))
+
+
+def test_a_sweep_refuses_adapters_before_its_first_run(mixture: list[str]) -> None:
+    path, *overrides = [*mixture, "sweep.variants=[{method: subnetwork}, {method: ia3, name: scales}]"]
+    recipe = load_recipe(path, overrides)
+    with pytest.raises(UserError, match=r"^sweep\.variants: scales: train\.method=ia3 is not supported"):
+        launch_sweep(recipe, path, overrides)
+    assert not recipe.sweep_dir.exists()
 
 
 def test_export_is_the_base_but_for_the_subnetwork(mixture: list[str], trained: Path) -> None:
