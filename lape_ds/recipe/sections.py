@@ -348,6 +348,7 @@ class LaunchSection(Section):
     """How many processes per node `lape-ds train` and `launch/train.sh` start."""
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
+    timeout_minutes: PositiveFloat = 10.0  # how long ranks wait for each other to start
 
 
 class EvalSection(Section):
