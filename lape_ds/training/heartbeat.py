@@ -151,7 +151,7 @@ class Heartbeat:
         if own is not None and own.kind == "failed":
             _tell(own.text, own.trace)
         elif self._rank == teller:
-            _tell(_lost_text(error, _named([0], hosts)), "")
+            _tell(_lost_text(error, name_ranks([0], hosts)), "")
         os._exit(1 if own is None else own.code)
 
 
@@ -188,8 +188,8 @@ class _Hub(threading.Thread):
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         hosts = [self._hosts.get(rank, "") for rank in range(self._world_size)]
         return (
-            f"{_numbers(missing)} did not come to {where} within {_minutes(timeout)}, {_named(came, hosts)} did: see on the other "
-            "hosts whether they started and can reach that name and port (launch.timeout_minutes sets how long to wait)"
+            f"{_numbers(missing)} did not come to {where} within {_minutes(timeout)}, {name_ranks(came, hosts)} did: see on "
+            "the other hosts whether they started and can reach that name and port (launch.timeout_minutes sets how long to wait)"
         )
 
     def run(self) -> None:
@@ -285,7 +285,7 @@ class _Hub(threading.Thread):
             self._hear_all(0.1)
 
     def _who(self, ranks: list[int]) -> str:
-        return _named(ranks, [self._hosts.get(rank, "") for rank in range(self._world_size)])
+        return name_ranks(ranks, [self._hosts.get(rank, "") for rank in range(self._world_size)])
 
 
 def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
@@ -302,9 +302,7 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
     if not serves:
         _wait_for_server(address, port, timeout)
     try:
-        store = dist.TCPStore(
-            address, port, None, serves, timeout, wait_for_workers=False, multi_tenant=True
-        )
+        store = dist.TCPStore(address, port, None, serves, timeout, wait_for_workers=False, multi_tenant=True)
     except dist.DistNetworkError as error:
         raise UserError(
             f"port {port} of {socket.gethostname()} cannot be served ({_last(error)}): another job of that port may run there; "
@@ -392,7 +390,9 @@ def _tell(text: str, trace: str) -> None:
 def _lost_text(error: BaseException, who: str) -> str:
     if isinstance(error, TimeoutError):
         return f"{who} answers no more: its host or the network to it is down"
-    return f"{who} has ended without a word: it was killed, or ran out of memory (the kernel's log there tells)"
+    return (
+        f"{who} has ended without a word: it was killed, or ran out of memory (the kernel's log there tells)"
+    )
 
 
 def _numbers(ranks: list[int]) -> str:
@@ -400,7 +400,8 @@ def _numbers(ranks: list[int]) -> str:
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"
 
 
-def _named(ranks: list[int], hosts: list[str]) -> str:
+def name_ranks(ranks: list[int], hosts: list[str]) -> str:
+    """E.g. `ranks 2, 3 on n2`; `hosts` are those of all ranks."""
     there = list(dict.fromkeys(hosts[rank] for rank in ranks))
     shown = ", ".join(there[:4]) + (f" and {len(there) - 4} more hosts" if len(there) > 4 else "")
     return f"{_numbers(ranks)} on {shown}"

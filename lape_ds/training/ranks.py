@@ -150,8 +150,9 @@ def together(work: Callable[[], Result]) -> Result:
     failed = [report for report in reports if report is not None]
     if not failed:
         return result  # type: ignore[return-value]
-    alike = len(failed) == len(reports) and len({report.text for report in failed}) == 1
-    told = failed[0].text if alike else f"rank {failed[0].rank} on {failed[0].host}: {failed[0].text}"
+    told = failed[0].text
+    if len(failed) < len(reports) or len({report.text for report in failed}) > 1:
+        told = f"rank {failed[0].rank} on {failed[0].host}: {told}"
     raise failed[0].kind(told) from error
 
 
