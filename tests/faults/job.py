@@ -17,10 +17,20 @@ TIME_LIMIT = 60.0  # that all ranks have after one has failed
 
 
 class Job:
-    """Ranks of `python -m lape_ds.training.main`, as a launcher would start them on hosts of one rank each."""
+    """Ranks of a module, as a launcher would start them on hosts of one rank each.
 
-    def __init__(self, folder: Path, arguments: Sequence[str], world_size: int = 2) -> None:
-        self.folder, self.arguments, self.world_size = folder, arguments, world_size
+    `environments` and `prefixes` (of the command) may be set by rank before `start`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        *,
+        world_size: int = 2,
+        module: str = "lape_ds.training.main",
+    ) -> None:
+        self.folder, self.arguments, self.world_size, self.module = folder, arguments, world_size, module
         self.environments: list[dict[str, str]] = [{} for _ in range(world_size)]
         self.prefixes: list[list[str]] = [[] for _ in range(world_size)]
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -40,7 +50,7 @@ class Job:
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
             }
-            command = [sys.executable, "-m", "lape_ds.training.main", *self.arguments]
+            command = [sys.executable, "-m", self.module, *self.arguments]
             with self.log(rank).open("wb") as log:
                 process = subprocess.Popen(
                     [*self.prefixes[rank], *command],
@@ -52,6 +62,11 @@ class Job:
                 )
             self.processes.append(process)
         return self
+
+    def ends_with(self, *codes: int) -> str:
+        """The one line that the job tells of its end, after all ranks have ended in time with these exit codes."""
+        assert (self.wait(), len(self.reasons)) == (list(codes), 1), self.output
+        return self.reasons[0]
 
     def log(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.log"
@@ -77,9 +92,19 @@ class Job:
         until = time.monotonic() + seconds
         return [process.wait(max(0.0, until - time.monotonic())) for process in self.processes]
 
-    def end(self) -> None:
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Leaves no process behind, whatever a test has found."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def own_mounts(*commands: str) -> list[str]:
+    """Prefix of a command that sees its own mounts: what a host's local disk is to the other hosts."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    script = " && ".join([*commands, 'exec "$@"'])
+    return ["unshare", "--mount", *user, "sh", "-c", script, "sh"]
