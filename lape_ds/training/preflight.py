@@ -26,7 +26,7 @@ from lape_ds.model.weights import checkpoint_files
 from lape_ds.recipe import Recipe, TrainSection, first_difference
 from lape_ds.subnetwork.adapters import lora_weights_per_r
 from lape_ds.subnetwork.entries import entry_masks
-from lape_ds.training.heartbeat import name_ranks
+from lape_ds.training.heartbeat_hub import name_ranks
 from lape_ds.training.inputs import Inputs
 from lape_ds.training.ranks import by_first, gather, local_rank, rank, together
 
