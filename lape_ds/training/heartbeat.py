@@ -46,6 +46,7 @@ class Heartbeat:
         self._hosts: list[str] = []
         self._complete = threading.Event()
         self._closed = False
+        self._alone = False  # the first rank has done its work
         self._reported: Event | None = None
         threading.Thread(target=self._listen, name="heartbeat", daemon=True).start()
 
@@ -66,7 +67,8 @@ class Heartbeat:
         self._reported = event
         with suppress(OSError):  # the first rank is gone: `_listen` tells of it
             self._line.send(**vars(event))
-        time.sleep(_SECONDS_TO_ANSWER)  # within which `_listen` ends this process
+        if not self._alone:
+            time.sleep(_SECONDS_TO_ANSWER)  # within which `_listen` ends this process
         _end_alone(event)
 
     def close(self) -> None:
@@ -91,6 +93,7 @@ class Heartbeat:
                 if "code" in message:
                     os._exit(message["code"])
                 if "bye" in message:
+                    self._alone = True
                     return
                 self._hosts = message["hosts"]
                 self._complete.set()
