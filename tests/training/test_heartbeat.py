@@ -69,7 +69,7 @@ def test_strangers_end_nothing(tmp_path: Path) -> None:
         listening = [
             connection.laddr.port
             for connection in psutil.Process(job.processes[0].pid).net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
+            if connection.laddr and connection.status == psutil.CONN_LISTEN
         ]
         for port in listening:
             for words in (
