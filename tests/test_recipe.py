@@ -191,6 +191,39 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
             ["offload_param needs offload_parameters: cpu or nvme"],
         ),
         (
+            ["deepspeed.config.zero_optimization.round_robin_gradients=true", "train.method=full"],
+            ["neither a neuron mask nor a checkpoint would find its own"],
+        ),
+        (
+            ["deepspeed.config={zero_optimization: {zero_quantized_weights: true}}"],
+            ["zero_quantized_weights: true keeps weights that differ from their masters"],
+        ),
+        (
+            [
+                "deepspeed.zero_stage=3",
+                "deepspeed.config={zero_optimization: {offload_optimizer: {device: nvme}}}",
+            ],
+            ["nvme swaps masters out of reach of checkpoints", "set deepspeed.offload_optimizer: cpu"],
+        ),
+        (
+            ["deepspeed.config={zero_optimization: {offload_optimizer: {device: cpu}}}"],
+            ["offload_optimizer.device is decided by deepspeed.offload_optimizer"],
+        ),
+        (
+            ["deepspeed.config={checkpoint: {load_universal: true}}"],
+            ["checkpoint.load_universal has no effect"],
+        ),
+        (
+            ["train.method=full", "train.engine=masked"],
+            ["train.engine has no use with train.method: full", "for subnetwork, random, topk"],
+        ),
+        (["train.random_seed=3"], ["train.random_seed has no use with train.method: subnetwork"]),
+        (["train.lora.r=8"], ["train.lora has no use with train.method: subnetwork", "whose sweep trains"]),
+        (
+            ["train.lora.r=8", "sweep.variants=[{method: full}]"],
+            ["train.lora has no use with train.method: subnetwork"],
+        ),
+        (
             ["deepspeed.config={zero_optimization: {zero_quantized_nontrainable_weights: true}}"],
             ["partitioned before it is known which of them train"],
         ),
@@ -220,11 +253,6 @@ def test_refused_overrides(recipe_file: Path, overrides: list[str], expected: li
     message = refusal(recipe_file, *overrides)
     for part in expected:
         assert part in message
-
-
-def test_round_robin_is_allowed_without_a_mask(recipe_file: Path) -> None:
-    switch = "deepspeed.config.zero_optimization.round_robin_gradients=true"
-    assert load_recipe(recipe_file, [switch, "train.method=full"]).deepspeed.config
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

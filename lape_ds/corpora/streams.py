@@ -6,6 +6,7 @@ of 10^10 tokens costs a process what it reads of it.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class TokenStream:
         """Bytes of all documents' texts in UTF-8."""
         sizes = self._documents["num_bytes"]
         return int(sizes.sum() if self._rows is None else sizes[self._rows].sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the documents' texts, in their order: 16 hexadecimal digits. Reads the index, not the tokens."""
+        hashes = self._documents["hash"] if self._rows is None else self._documents["hash"][self._rows]
+        return hashlib.sha256(np.ascontiguousarray(hashes).data).hexdigest()[:16]
 
     def num_blocks(self, block_length: int, tokens: Literal["all"] | int = "all") -> int:
         """Blocks that hold the stream's first `tokens` tokens; the last one may reach beyond them.

@@ -4,9 +4,10 @@ First room on the data's way: `load_recipe` at the start of every stage, `freeze
 """
 
 from lape_ds.recipe.base import Section
-from lape_ds.recipe.freezing import check_frozen, freeze_recipe, to_yaml
+from lape_ds.recipe.freezing import check_frozen, first_difference, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.sections import (
+    NEURON_METHODS,
     AnchorSection,
     CLDRSource,
     CorpusSection,
@@ -34,6 +35,7 @@ from lape_ds.recipe.sweep_runs import SweepRun, sweep_runs
 from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
 
 __all__ = [
+    "NEURON_METHODS",
     "AnchorSection",
     "CLDRSource",
     "CorpusSection",
@@ -61,6 +63,7 @@ __all__ = [
     "TokenBudget",
     "TrainSection",
     "check_frozen",
+    "first_difference",
     "freeze_recipe",
     "load_recipe",
     "rate_label",

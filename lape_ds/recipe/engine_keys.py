@@ -60,6 +60,15 @@ zero_quantized_nontrainable_weights zero_quantized_weights
 """.split()
 
 
+# Under zero_optimization: what DeepSpeed would take and lape-ds cannot work with.
+_WRONG = {
+    "round_robin_gradients": "reorders the partitions without telling which weights lie where, so neither a neuron mask nor a "
+    "checkpoint would find its own",
+    "zero_quantized_nontrainable_weights": "has no effect: weights are partitioned before it is known which of them train",
+    "zero_quantized_weights": "keeps weights that differ from their masters, so what does not train would not stay as it was",
+}
+
+
 def check_engine_keys(config: Mapping[str, Any]) -> None:
     """Refuses keys that the recipe decides elsewhere, and keys that DeepSpeed does not have.
 
@@ -71,21 +80,35 @@ def check_engine_keys(config: Mapping[str, Any]) -> None:
     if not isinstance(zero, Mapping):
         raise ValueError(f"zero_optimization must be a mapping, not {zero!r}")
     _check(zero, prefix="zero_optimization.", known=_ZERO)
-    if zero.get("zero_quantized_nontrainable_weights"):
+    for key, why in _WRONG.items():
+        if zero.get(key):
+            raise ValueError(f"zero_optimization.{key}: {str(zero[key]).lower()} {why}; remove it")
+    checkpoint = config.get("checkpoint", {})
+    if isinstance(checkpoint, Mapping) and "load_universal" in checkpoint:
         raise ValueError(
-            "zero_optimization.zero_quantized_nontrainable_weights: true has no effect: weights are partitioned before it is "
-            "known which of them train; remove it"
+            "checkpoint.load_universal has no effect: training goes on from its own checkpoints, on any number of ranks, "
+            "ZeRO stage and engine (DeepSpeed's conversion fails on a masked optimizer's state); remove it"
         )
+    _check_offload(zero)
+
+
+def _check_offload(zero: Mapping[str, Any]) -> None:
     offload = zero.get("offload_optimizer", {})
-    if isinstance(offload, Mapping) and offload.get("device", "nvme") != "nvme":
+    if isinstance(offload, Mapping) and offload.get("device") == "nvme":
         raise ValueError(
-            "zero_optimization.offload_optimizer.device is decided by deepspeed.offload_optimizer"
+            "zero_optimization.offload_optimizer.device: nvme swaps masters out of reach of checkpoints and of a neuron mask; "
+            "set deepspeed.offload_optimizer: cpu instead (weights may go to nvme: deepspeed.offload_parameters)"
         )
-    offload = zero.get("offload_param", {})
-    for key, ours in (("device", "offload_parameters"), ("nvme_path", "nvme_path")):
-        if isinstance(offload, Mapping) and key in offload:
+    taken = {
+        "offload_optimizer.device": "offload_optimizer",
+        "offload_param.device": "offload_parameters",
+        "offload_param.nvme_path": "nvme_path",
+    }
+    for key, ours in taken.items():
+        block, name = key.split(".")
+        if isinstance(zero.get(block), Mapping) and name in zero[block]:
             raise ValueError(
-                f"zero_optimization.offload_param.{key} is decided by deepspeed.{ours}: remove it here, set that instead"
+                f"zero_optimization.{key} is decided by deepspeed.{ours}: remove it here, set that instead"
             )
 
 

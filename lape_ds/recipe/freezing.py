@@ -62,7 +62,7 @@ def _holds_output(folder: Path) -> bool:
 def _compare(recipe: Recipe, frozen: Recipe, path: Path, sections: tuple[str, ...]) -> None:
     now, then = recipe.model_dump(mode="json"), frozen.model_dump(mode="json")
     for section in sections:
-        difference = _first_difference(section, _value(now, section), _value(then, section))
+        difference = first_difference(section, _value(now, section), _value(then, section))
         if difference is not None:
             key, new, old = difference
             raise UserError(
@@ -79,12 +79,12 @@ def _value(content: dict[str, Any], key: str) -> Any:
     return content
 
 
-def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any] | None:
-    """Depth first: dotted key and both values."""
+def first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any] | None:
+    """The first key, depth first, under which two contents of recipes differ: dotted, with both values; None if they do not."""
     if not (isinstance(now, dict) and isinstance(then, dict)):
         return None if now == then else (key, now, then)
     for name in dict.fromkeys([*now, *then]):
-        difference = _first_difference(f"{key}.{name}", now.get(name, _ABSENT), then.get(name, _ABSENT))
+        difference = first_difference(f"{key}.{name}", now.get(name, _ABSENT), then.get(name, _ABSENT))
         if difference is not None:
             return difference
     return None

@@ -26,6 +26,8 @@ from lape_ds.recipe.sweep_section import SweepSection
 
 Value = TypeVar("Value")
 
+NEURON_METHODS = ("subnetwork", "random", "topk")  # of train.method: those that train neurons
+
 
 def _language_code(text: object) -> str:
     if not isinstance(text, str):
@@ -330,8 +332,6 @@ class DeepSpeedSection(Section):
                 "offload_optimizer: cpu needs zero_stage 1, 2 or 3; stage 0 has no optimizer offload"
             )
         zero = self.config.get("zero_optimization", {})
-        if self.zero_stage < 3 and "device" in zero.get("offload_optimizer", {}):
-            raise ValueError(f"offload_optimizer to NVMe needs zero_stage: 3, not {self.zero_stage}")
         if self.zero_stage < 3 and self.offload_parameters != "none":
             raise ValueError(
                 f"offload_parameters: {self.offload_parameters} needs zero_stage: 3, not {self.zero_stage}: only stage 3 gathers "
@@ -348,6 +348,7 @@ class LaunchSection(Section):
     """How many processes per node `lape-ds train` and `launch/train.sh` start."""
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
+    timeout_minutes: PositiveFloat = 10.0  # how long ranks wait for each other to start
 
 
 class EvalSection(Section):
@@ -396,7 +397,7 @@ class Recipe(Section):
     def needs_neurons(self) -> bool:
         """Whether training reads the target's neurons: to train them, their like, or as many weights as they have."""
         matched = self.train.method == "lora" and self.train.lora.r == "match"
-        return self.train.method in ("subnetwork", "random", "topk") or matched
+        return self.train.method in NEURON_METHODS or matched
 
     @property
     def trained_languages(self) -> list[str]:
@@ -422,10 +423,24 @@ class Recipe(Section):
                         f"train.languages: {code} has no neurons unless languages.identify names it; "
                         "add it there, or take a train.method without neurons: full, ffn, ia3, lora"
                     )
-            if self.deepspeed.config.get("zero_optimization", {}).get("round_robin_gradients"):
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> Recipe:
+        """Settings of another method may be there for a sweep that trains it; else they would seem to do something."""
+        train = self.train
+        variants = [] if self.sweep is None else self.sweep.variants
+        methods = {train.method, *(variant.method for variant in variants)}
+        needs: dict[str, tuple[bool, tuple[str, ...]]] = {
+            "engine": (train.engine != "compact", NEURON_METHODS),
+            "random_seed": (train.random_seed != 0, ("random",)),
+            "lora": (train.lora != LoRASection(), ("lora",)),
+        }
+        for key, (is_set, users) in needs.items():
+            if is_set and not methods & set(users):
                 raise ValueError(
-                    "deepspeed.config.zero_optimization.round_robin_gradients: true reorders the partitions "
-                    f"that train.method {self.train.method} maps its neurons to; remove it"
+                    f"train.{key} has no use with train.method: {train.method}; remove it (it is for {', '.join(users)}; "
+                    "a recipe whose sweep trains one of these may have it)"
                 )
         return self
 

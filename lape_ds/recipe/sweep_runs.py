@@ -12,7 +12,7 @@ from typing import Any
 
 from lape_ds.errors import UserError
 from lape_ds.recipe.loading import validate
-from lape_ds.recipe.sections import Recipe
+from lape_ds.recipe.sections import NEURON_METHODS, LoRASection, Recipe
 from lape_ds.recipe.source_text import SourceText
 from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
 
@@ -63,7 +63,8 @@ def _run_recipe(data: Mapping[str, Any], sweep: SweepSection, number: int, rate:
     variant = sweep.variants[number]
     place = f"sweep.variants.{number} ({variant.name})"
     content = SourceText(_copy(data), {(): place})
-    settings = {**sweep.set, **variant.set, **_of_run(variant, rate, seed)}
+    # What the recipe and the sweep say of other methods is no part of this run.
+    settings = {**sweep.set, **_not_of(variant.method), **variant.set, **_of_run(variant, rate, seed)}
     if sweep.num_ranks is not None:
         settings["launch.num_ranks"] = sweep.num_ranks
     for key, value in settings.items():
@@ -83,10 +84,16 @@ def _of_run(variant: SweepVariant, rate: float, seed: int) -> dict[str, Any]:
         "sweep": None,
         "train.method": variant.method,
         "train.optimizer.learning_rate": rate,
-        "train.random_seed": seed,
+        "train.random_seed": seed if variant.method == "random" else 0,
         "train.run_name": f"sweep/{variant.name}/lr-{rate_label(rate)}/seed-{seed}",
         "train.resume": "auto",  # a sweep that is started again goes on
     }
+
+
+def _not_of(method: str) -> dict[str, Any]:
+    """Defaults for what only other methods have."""
+    idle = {} if method in NEURON_METHODS else {"train.engine": "compact"}
+    return idle if method == "lora" else idle | {"train.lora": LoRASection().model_dump(mode="json")}
 
 
 def _copy(data: Any) -> Any:

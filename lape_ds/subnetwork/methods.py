@@ -22,8 +22,6 @@ from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
 
 Trained = MaskedOptimizer | ParameterEntries
 
-NEURON_METHODS = ("subnetwork", "random", "topk")
-
 
 def prepare(model: PreTrainedModel, train: TrainSection, neurons: Tensor | None) -> Trained:
     """Freezes what does not train, changes the model in place where the method needs it, and makes the optimizer.

@@ -7,7 +7,6 @@ stands in the environment.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 
 from lape_ds.errors import UserError
@@ -24,9 +23,11 @@ def main(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     try:
         return _sweep(arguments[1:]) if arguments[:1] == ["--sweep"] else _train(arguments)
-    except UserError as error:
-        if ranks.rank() > 0:
-            time.sleep(2)  # most mistakes are seen by all ranks at once: let the first one tell
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
+        if ranks.world_size() > 1:
+            ranks.fail(error)
+        if not isinstance(error, UserError):
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
     finally:
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     from lape_ds.recipe import load_recipe
+    from lape_ds.training import ranks
     from lape_ds.training.loop import StopRequest, run_training
     from lape_ds.training.ranks import rank
     from lape_ds.training.setup import set_up
@@ -44,6 +46,7 @@ def _train(arguments: Sequence[str]) -> int:
             "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
         )
     recipe = load_recipe(arguments[0], arguments[1:])
+    ranks.join(recipe.launch.timeout_minutes)
     training = set_up(recipe)
     if training.state.step >= training.total_steps:
         if rank() == 0:
@@ -66,9 +69,12 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _sweep(arguments: Sequence[str]) -> int:
     from lape_ds.recipe import load_recipe
+    from lape_ds.training import ranks
     from lape_ds.training.sweep import train_sweep
 
-    return 0 if train_sweep(load_recipe(arguments[0], arguments[1:])) else STOPPED
+    recipe = load_recipe(arguments[0], arguments[1:])
+    ranks.join(recipe.launch.timeout_minutes)
+    return 0 if train_sweep(recipe) else STOPPED
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -1,13 +1,16 @@
 """The ranks of a training: start, what they must agree on, end.
 
-Beside the loop. Every function here but `rank` and `world_size` is collective: all ranks must enter it.
+Beside the loop. Every function here but `rank`, `world_size`, `local_rank` and `fail` is collective: all ranks must enter it.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import deepspeed
@@ -16,8 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lape_ds.errors import Diverged, UserError
+from lape_ds.training import heartbeat
 
 Result = TypeVar("Result")
+
+# A dead rank is known without it (heartbeat.py): it must be longer than what one rank may do while others wait, such as writing.
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+_TIME_TO_TELL = timedelta(seconds=30)
+
+_heartbeat: heartbeat.Heartbeat | None = None
 
 
 def rank() -> int:
@@ -35,8 +45,36 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def join(timeout_minutes: float = 10) -> None:
+    """Waits until all ranks have come; from here on all of them end when one fails. Nothing to do for a single rank.
+
+    Args:
+        timeout_minutes: How long to wait.
+
+    Raises:
+        UserError: The first rank cannot be reached. If others do not come, the job ends with a line that names them.
+    """
+    global _heartbeat
+    if _heartbeat is None and world_size() > 1:
+        timeout = timedelta(minutes=timeout_minutes)
+        _heartbeat = heartbeat.join(rank(), world_size(), timeout=timeout)
+        _heartbeat.wait_for_all(timeout)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends a job of several ranks for this one's error: one line from one rank, and all end with its exit code."""
+    global _heartbeat
+    if _heartbeat is None:
+        try:
+            _heartbeat = heartbeat.join(rank(), world_size(), timeout=_TIME_TO_TELL)
+        except UserError:  # there is nobody to tell
+            heartbeat.fail_alone(rank(), error)
+    _heartbeat.fail(error)
+
+
 def start() -> None:
     """Joins the process group (a group of one when started without a launcher)."""
+    join()
     defaults = {
         "RANK": "0",
         "WORLD_SIZE": "1",
@@ -52,7 +90,8 @@ def start() -> None:
     deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, timeout=_COLLECTIVE_TIMEOUT, verbose=False)
 
 
 def share_cores() -> None:
@@ -64,8 +103,12 @@ def share_cores() -> None:
 
 def end() -> None:
     """Leaves the process group; without this, ZeRO-3 aborts at exit."""
+    global _heartbeat
     if dist.is_initialized():
         dist.destroy_process_group()
+    if _heartbeat is not None:
+        _heartbeat.close()
+        _heartbeat = None
 
 
 def leave(code: int) -> NoReturn:
@@ -90,27 +133,50 @@ def device() -> torch.device:
 def together(work: Callable[[], Result]) -> Result:
     """Runs `work` (which must not communicate) on every rank; if it fails on one, all ranks raise.
 
-    A rank that raised alone would leave the others waiting in their next collective.
+    So that all may go on from what they agree on (a sweep from a run that has diverged). A rank that raises outside of this ends
+    the job (`fail`).
 
     Raises:
-        UserError: Another rank failed; names it. On the failing rank, what `work` raised.
-        Diverged: Another rank raised that.
+        UserError: A rank raised that. All raise the same words, which name the rank unless all of them failed alike.
+        Diverged: Likewise.
+        RuntimeError: A rank raised something else.
     """
     result, error = None, None
     try:
         result = work()
     except Exception as raised:  # whatever it is, the others must hear of it before it goes on
         error = raised
-    reports: list[tuple[bool, str] | None] = [None] * world_size()
-    mine = None if error is None else (isinstance(error, Diverged), f"{type(error).__name__}: {error}")
-    dist.all_gather_object(reports, mine)
-    if error is not None:
-        raise error
-    for number, report in enumerate(reports):
-        if report is not None:
-            diverged, told = report
-            raise (Diverged if diverged else UserError)(f"rank {number} failed: {told}")
-    return result  # type: ignore[return-value]
+    reports = gather(None if error is None else _Report.of(error))
+    failed = [report for report in reports if report is not None]
+    if not failed:
+        return result  # type: ignore[return-value]
+    told = failed[0].text
+    if len(failed) < len(reports) or len({report.text for report in failed}) > 1:
+        told = f"rank {failed[0].rank} on {failed[0].host}: {told}"
+    raise failed[0].kind(told) from error
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a rank raised."""
+
+    rank: int
+    host: str
+    kind: type[Exception]  # of what the others raise
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Report:
+        kind = next((kind for kind in (Diverged, UserError) if isinstance(error, kind)), RuntimeError)
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return cls(rank(), socket.gethostname(), kind, text)
+
+
+def gather(value: Result) -> list[Result]:
+    """What every rank gives, in their order; must be small."""
+    values: list[Result | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def by_first(work: Callable[[], Result]) -> Result:

@@ -5,8 +5,10 @@ Between the recipe's `deepspeed:` block and the training loop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from torch import nn
 
 from lape_ds.errors import UserError
 from lape_ds.model.experts import unhook_activations
-from lape_ds.recipe import DeepSpeedSection
+from lape_ds.recipe import DeepSpeedSection, Recipe
 from lape_ds.subnetwork.masked import masked_config
 
 
@@ -35,6 +37,23 @@ def check_offload(section: DeepSpeedSection) -> None:
         raise UserError(
             "deepspeed.offload_parameters: nvme needs libaio, with which DeepSpeed compiles its async_io (on Debian: apt install "
             "libaio-dev; elsewhere set CFLAGS and LDFLAGS); install it, or take cpu"
+        )
+
+
+def check_version(recipe: Recipe) -> None:
+    """Refuses what the installed DeepSpeed cannot do, though pip was told which one is needed.
+
+    Raises:
+        UserError: Frozen weights under ZeRO-3 are recomputed, and DeepSpeed is older than 0.19.3.
+    """
+    train, installed = recipe.train, metadata.version("deepspeed")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:3])
+    freezes = train.method != "full"
+    recomputes = train.gradient_checkpointing == "non_reentrant"
+    if recipe.deepspeed.zero_stage == 3 and freezes and recomputes and numbers < (0, 19, 3):
+        raise UserError(
+            f"deepspeed {installed} fails in backward where frozen weights under ZeRO-3 are recomputed (mended in 0.19.3): run "
+            "`pip install -U 'deepspeed>=0.19.3'` on every host, or set train.gradient_checkpointing=reentrant"
         )
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.recipe import TrainSection, load_recipe, sweep_runs
+from lape_ds.recipe import LoRASection, TrainSection, load_recipe, sweep_runs
 from lape_ds.recipe.sweep_section import DEFAULT_RATES
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,6 @@ def test_a_run_is_the_recipe_with_its_own_settings(recipe_file: Path) -> None:
     same = [
         "seed=5",
         "train.method=full",
-        "train.random_seed=5",
         "train.optimizer.learning_rate=1e-6",
         "train.run_name=sweep/full+x/lr-1e-06/seed-5",
         "train.replay.share=0.25",
@@ -74,6 +73,22 @@ def test_a_run_is_the_recipe_with_its_own_settings(recipe_file: Path) -> None:
     assert runs[-1].recipe == load_recipe(recipe_file, same)
     assert runs[-1].run_dir == Path("out/train/sweep/full+x/lr-1e-06/seed-5")
     assert runs[0].recipe.train.max_steps == 9
+
+
+def test_settings_of_other_methods_are_for_their_runs_alone(recipe_file: Path) -> None:
+    settings = [
+        "train.lora={r: 8, targets: all}",
+        "train.engine=masked",
+        "sweep.variants=[{method: subnetwork}, {method: lora}, {method: full}]",
+        "sweep.set={train.lora.dropout: 0.0}",
+        "sweep.seeds=[3]",
+    ]
+    runs = {run.variant: run.recipe.train for run in sweep_runs(load_recipe(recipe_file, settings))}
+    assert (runs["lora"].lora.r, runs["lora"].lora.dropout, runs["lora"].engine) == (8, 0.0, "compact")
+    assert runs["subnetwork"].engine == "masked"
+    assert runs["full"].engine == "compact"
+    assert runs["subnetwork"].lora == runs["full"].lora == LoRASection()
+    assert {train.random_seed for train in runs.values()} == {0}
 
 
 def test_named_languages_stay(recipe_file: Path) -> None:

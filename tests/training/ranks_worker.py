@@ -17,11 +17,14 @@ def main() -> None:
 
     with pytest.raises(Diverged, match="loss is nan"):
         together(lambda: raise_on(1, Diverged("loss is nan")))
-    with pytest.raises(UserError, match="disk full") as caught:
+    with pytest.raises(UserError, match=r"^rank 0 on .*: disk full$") as caught:
         together(lambda: raise_on(0, UserError("disk full")))
     assert not isinstance(caught.value, Diverged)
-    with pytest.raises(RuntimeError if rank() == 1 else UserError, match="a bug"):
-        together(lambda: raise_on(1, RuntimeError("a bug")))
+    with pytest.raises(UserError, match=r"^alike$"):
+        together(lambda: raise_on(rank(), UserError("alike")))
+    with pytest.raises(RuntimeError, match=r"^rank 1 on .*: KeyError: 'a bug'$") as bug:
+        together(lambda: raise_on(1, KeyError("a bug")))
+    assert isinstance(bug.value.__cause__, KeyError) == (rank() == 1), "its traceback is not lost"
     assert together(rank) == rank()
     end()
 

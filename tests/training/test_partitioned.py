@@ -118,7 +118,7 @@ def test_a_mistake_is_one_line_on_every_rank(tmp_path: Path) -> None:
         for errors in (first, second):
             assert message in errors[name]["error"]
             assert "\n" not in errors[name]["error"]
-        assert first[f"{name} on rank 1"]["error"].startswith("rank 1 failed: ")
+        assert first[f"{name} on rank 1"]["error"].startswith("rank 1 on ")
         assert str(tmp_path / name) in second[f"{name} on rank 1"]["error"]
 
 

@@ -130,7 +130,6 @@ def test_a_run_is_as_if_trained_alone(tiny_recipe: Path, swept: Swept) -> None:
     for run in (swept.runs[-2], swept.runs[5]):
         settings = [
             f"seed={run.seed}",
-            f"train.random_seed={run.seed}",
             f"train.method={run.recipe.train.method}",
             f"train.optimizer.learning_rate={run.learning_rate}",
             "train.schedule.warmup_steps=0",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.recipe import DeepSpeedSection
+from lape_ds.recipe import DeepSpeedSection, load_recipe
 from lape_ds.training import zero
-from lape_ds.training.zero import check_offload, engine_config
+from lape_ds.training.zero import check_offload, check_version, engine_config
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -82,6 +82,36 @@ def test_nvme_without_its_folder_is_refused(tmp_path: Path) -> None:
     section = DeepSpeedSection(zero_stage=3, offload_parameters="nvme", nvme_path=tmp_path / "gone")
     with pytest.raises(UserError, match=r"nvme_path=.*/gone: no such folder"):
         check_offload(section)
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "checkpointing", "refused"),
+    [
+        ("0.19.2", "subnetwork", "non_reentrant", True),
+        ("0.19.2", "subnetwork", "reentrant", False),
+        ("0.19.2", "full", "non_reentrant", False),
+        ("0.19.10", "subnetwork", "non_reentrant", False),
+        (None, "subnetwork", "non_reentrant", False),
+    ],
+)
+def test_an_older_deepspeed_is_refused_where_it_fails(
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    method: str,
+    checkpointing: str,
+    refused: bool,
+) -> None:
+    if version is not None:  # what pip leaves of that version, found before the installed one
+        (tmp_path / f"deepspeed-{version}.dist-info").mkdir()
+        text = f"Metadata-Version: 2.1\nName: deepspeed\nVersion: {version}\n"
+        (tmp_path / f"deepspeed-{version}.dist-info" / "METADATA").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+    settings = ["deepspeed.zero_stage=3", f"train.gradient_checkpointing={checkpointing}"]
+    recipe = load_recipe(tiny_recipe, [f"train.method={method}", *settings])
+    with pytest.raises(UserError, match=r"deepspeed 0.19.2 fails.*>=0.19.3") if refused else nullcontext():
+        check_version(recipe)
 
 
 @pytest.mark.parametrize("has_libaio", [True, False])

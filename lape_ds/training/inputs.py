@@ -1,0 +1,237 @@
+"""What a run is made of, but for weights: its text, its neurons, how many steps, and what it must keep from beginning to end.
+
+Between preflight and the model. Nothing here communicates: the first rank to need a text packs it, others wait at its lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lape_ds.corpora.loader import TrainingBlocks
+from lape_ds.corpora.packing import PackedCorpus
+from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.corpora.tokenizing import token_layout
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import ffn_layers
+from lape_ds.model.loading import load_skeleton, load_tokenizer
+from lape_ds.neurons.counts import Counts
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.recipe import NEURON_METHODS, Recipe, TokenBudget, TrainSection
+from lape_ds.subnetwork.methods import with_matched_lora
+from lape_ds.training.checkpoint import LORA_R
+from lape_ds.training.loop import HeldOut
+from lape_ds.training.ranks import world_size
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of one run.
+
+    Attributes:
+        train: The recipe's section, with `lora.r` a number.
+        chosen: The neurons that train, by language; None for methods without.
+        neurons: int32 [n, 2], the same of all languages together.
+        prefix_token_id: What stands before a text.
+        corpora: Packed text by language: trained, replayed and measured.
+        blocks: What is trained on, step by step.
+        heldout: What is measured on.
+        total_steps: Optimizer steps of the whole run.
+        identity: By a name that a person understands, what a resumed run must have as it was.
+    """
+
+    train: TrainSection
+    chosen: NeuronSet | None
+    neurons: Tensor | None
+    prefix_token_id: int
+    corpora: dict[str, PackedCorpus]
+    blocks: TrainingBlocks
+    heldout: dict[str, HeldOut]
+    total_steps: int
+    identity: dict[str, str]
+
+
+def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str) -> Inputs:
+    """Reads a run's inputs, packing what text is not packed yet: that may take hours.
+
+    Args:
+        recipe: Of the run.
+        folder: Of its model.
+        base_fingerprint: Of the weights there.
+
+    Raises:
+        UserError: Something in the recipe or its files must be mended.
+    """
+    train, chosen = recipe.train, chosen_neurons(recipe, folder, base_fingerprint)
+    neurons = None if chosen is None else chosen.union(*chosen.languages)
+    if neurons is not None and train.method not in NEURON_METHODS:  # read only to be matched
+        train = with_matched_lora(train, load_skeleton(folder), neurons)
+        chosen = neurons = None
+    tokenizer = load_tokenizer(folder)
+    prefix = _prefix_token_id(recipe, tokenizer)
+    corpora = _corpora(recipe, tokenizer)
+    blocks = _training_blocks(recipe, corpora)
+    total_steps = num_steps(recipe, blocks)
+    return Inputs(
+        train=train,
+        chosen=chosen,
+        neurons=neurons,
+        prefix_token_id=prefix,
+        corpora=corpora,
+        blocks=blocks,
+        heldout={code: _heldout(recipe, corpora[code]) for code in _measured(recipe)},
+        total_steps=total_steps,
+        identity=_identity(recipe, train, neurons, corpora, total_steps),
+    )
+
+
+def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -> NeuronSet | None:
+    """The neurons that train, by trained language (for a matched LoRA: those to match); None where none are needed.
+
+    Raises:
+        UserError: No neuron set there, or one of another model or without a trained language.
+    """
+    train = recipe.train
+    if not recipe.needs_neurons:
+        return None
+    path = train.neurons or recipe.identify_dir / "neurons.safetensors"
+    if not path.exists():
+        raise UserError(
+            f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons"
+        )
+    found = NeuronSet.load(path)
+    layers = ffn_layers(load_skeleton(model_folder))
+    try:
+        found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
+        own = {code: found.neurons(code) for code in recipe.trained_languages}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if train.method == "random":
+        return found.random_like(*own, seed=train.random_seed)
+    if train.method == "topk":
+        return found.most_active_like(*own, probs_LI=_activation_probabilities(recipe, model_fingerprint))
+    return replace(found, indices=own)
+
+
+def _activation_probabilities(recipe: Recipe, model_fingerprint: str) -> Tensor:
+    """Mean over the trained languages, float64 [L, I], from the counts that the neurons were selected by."""
+    counts = []
+    for code in recipe.trained_languages:
+        path = recipe.identify_dir / "counts" / f"{code}.safetensors"
+        if not path.exists():
+            raise UserError(f"train.method=topk needs {path}: run `lape-ds identify` with this recipe first")
+        counts.append(Counts.load(path))
+        if counts[-1].settings.model_fingerprint != model_fingerprint:
+            raise UserError(
+                f"{path} was counted on another model; run `lape-ds identify` with this recipe again"
+            )
+    return torch.stack([counts_k.probabilities() for counts_k in counts]).mean(0)
+
+
+def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    layout = token_layout(tokenizer)
+    prefix = layout.eos_id if layout.bos_id is None else layout.bos_id
+    if prefix is None:
+        raise UserError(
+            f"the tokenizer of {recipe.model.path} has neither BOS nor EOS: nothing can stand before a text"
+        )
+    return prefix
+
+
+def _corpora(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, PackedCorpus]:
+    """Packed text: of the trained languages all that the recipe asks for, of the others only what they are needed for."""
+    train, own = recipe.train, recipe.trained_languages
+    asked: dict[str, TokenBudget] = {code: train.tokens for code in own}  # noqa: C420 - a wider type
+    corpora = prepare_corpora(recipe, tokenizer, own, train_tokens=asked)
+    # So many tokens make the held-out part about half as large again as is measured.
+    enough_heldout = math.ceil(1.5 * train.heldout.tokens_per_language / recipe.corpus.heldout_share)
+    measured: dict[str, TokenBudget] = {code: enough_heldout for code in _measured(recipe) if code not in own}
+    replayed: dict[str, TokenBudget] = {}
+    if train.replay.share:
+        num_own = sum(corpora[code].train.num_tokens for code in own)
+        replay_tokens = num_own * train.epochs * train.replay.share / (1 - train.replay.share)
+        each = math.ceil(replay_tokens / len(_replayed(recipe)))
+        replayed = {code: max(each, enough_heldout if code in measured else 1) for code in _replayed(recipe)}
+    only_replayed: dict[str, TokenBudget] = {
+        code: budget for code, budget in replayed.items() if code not in measured
+    }
+    measured |= {code: budget for code, budget in replayed.items() if code in measured}
+    key = "train.heldout.tokens_per_language"
+    corpora |= prepare_corpora(
+        recipe, tokenizer, measured, train_tokens=measured, or_all=True, budget_key=key
+    )
+    return corpora | prepare_corpora(
+        recipe,
+        tokenizer,
+        only_replayed,
+        train_tokens=only_replayed,
+        or_all=True,
+        need_heldout=False,
+        budget_key="train.replay.share",
+    )
+
+
+def _replayed(recipe: Recipe) -> list[str]:
+    if recipe.train.replay.share == 0:
+        return []
+    named = recipe.train.replay.languages or recipe.languages.identify
+    return [code for code in named if code not in recipe.trained_languages]
+
+
+def _measured(recipe: Recipe) -> list[str]:
+    return list(dict.fromkeys([*recipe.trained_languages, *recipe.train.heldout.languages]))
+
+
+def _training_blocks(recipe: Recipe, corpora: dict[str, PackedCorpus]) -> TrainingBlocks:
+    train = recipe.train
+    return TrainingBlocks(
+        {code: (corpora[code].train, train.weights.get(code, 1.0)) for code in recipe.trained_languages},
+        block_length=train.block_length,
+        seed=recipe.seed,
+        replay={code: (corpora[code].train, 1.0) for code in _replayed(recipe)},
+        replay_share=train.replay.share,
+    )
+
+
+def num_steps(recipe: Recipe, blocks: TrainingBlocks) -> int:
+    """Optimizer steps of the whole run."""
+    steps = max(1, round(recipe.train.epochs * blocks.num_blocks / global_batch_size(recipe)))
+    return steps if recipe.train.max_steps is None else min(steps, recipe.train.max_steps)
+
+
+def global_batch_size(recipe: Recipe) -> int:
+    """Blocks of one optimizer step, over all ranks."""
+    return recipe.train.micro_batch_size * recipe.train.gradient_accumulation_steps * world_size()
+
+
+def _heldout(recipe: Recipe, corpus: PackedCorpus) -> HeldOut:
+    documents = list(corpus.heldout.documents(recipe.train.heldout.tokens_per_language))
+    return HeldOut(documents, sum(document.num_bytes for document in documents))
+
+
+def _identity(
+    recipe: Recipe,
+    train: TrainSection,
+    neurons: Tensor | None,
+    corpora: Mapping[str, PackedCorpus],
+    total_steps: int,
+) -> dict[str, str]:
+    """What a run must keep from beginning to end, whatever is remade meanwhile under the same names."""
+    identity = {"method": train.method, "steps": str(total_steps)}
+    if train.method == "lora":
+        identity[LORA_R] = str(train.lora.r)
+    identity["blocks a step (micro_batch_size x gradient_accumulation_steps x ranks)"] = str(
+        global_batch_size(recipe)
+    )
+    if neurons is not None:
+        identity["neurons"] = hashlib.sha256(neurons.numpy().tobytes()).hexdigest()[:16]
+    for code, corpus in corpora.items():
+        identity[f"text of {code}"] = f"{corpus.fingerprint}, {corpus.train.num_tokens} tokens"
+    return identity

@@ -1,0 +1,82 @@
+"""The run folder as training begins: made this run's own, and told what the run is made of.
+
+After the set-up, when nothing is left to refuse. The first rank only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from pathlib import Path
+from typing import IO
+
+from lape_ds.errors import UserError
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.recipe import Recipe, freeze_recipe
+from lape_ds.runlog import write_run_json
+from lape_ds.training.checkpoint import LORA_R
+from lape_ds.training.loop import Training
+from lape_ds.training.memory import describe_memory, num_parameters
+from lape_ds.training.ranks import world_size
+from lape_ds.training.run_folder import RUN_SECTIONS
+
+
+def open_run_folder(recipe: Recipe, run_dir: Path) -> IO[str]:
+    """Makes the folder this run's own; the lock lasts as long as the file returned stays open."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is training in {run_dir}; wait for it, or set another train.run_name"
+        ) from None
+    if recipe.train.resume == "never" and run_dir.exists():
+        shutil.rmtree(run_dir)
+    freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
+    return lock
+
+
+def write_start(training: Training, chosen: NeuronSet | None) -> None:
+    """Writes what the run is made of, and tells what it costs."""
+    if chosen is not None:
+        chosen.save(training.run_dir / "neurons.safetensors")
+    facts = {
+        "stage": "train",
+        "world_size": world_size(),
+        "trained_parameters": training.trained.num_entries,
+        "parameters": num_parameters(training.engine, training.trained),
+        "total_steps": training.total_steps,
+        "identity": training.state.identity,
+        "model_fingerprint": training.state.base_fingerprint,
+    }
+    write_run_json(training.run_dir, training.recipe, facts)
+    print(describe_memory(training.engine, training.trained), file=sys.stderr)
+    _tell_what_differs(training)
+
+
+def _tell_what_differs(training: Training) -> None:
+    """What is not as the recipe says, or not said there."""
+    recipe = training.recipe
+    if recipe.train.max_steps is not None and training.total_steps < recipe.train.max_steps:
+        print(
+            f"the text gives {training.total_steps:,} steps at train.epochs={recipe.train.epochs:g}: train.max_steps="
+            f"{recipe.train.max_steps:,} is not reached; raise train.epochs for more",
+            file=sys.stderr,
+        )
+    if recipe.launch.num_ranks is not None and recipe.launch.num_ranks != world_size():
+        print(
+            f"running on {world_size()} ranks, the recipe's launch.num_ranks is {recipe.launch.num_ranks}",
+            file=sys.stderr,
+        )
+    step = training.state.step
+    if recipe.train.lora.r == "match" and recipe.train.method == "lora":
+        print(
+            f"train.lora.r: match gives r {training.state.identity[LORA_R]}, {training.trained.num_entries:,} weights",
+            file=sys.stderr,
+        )
+    if 0 < step < training.total_steps:
+        print(
+            f"going on from step {step:,} of {training.total_steps:,} ({training.run_dir})", file=sys.stderr
+        )

@@ -1,0 +1,238 @@
+"""Before a weight is loaded: do all ranks run the same code on the same files, and is there room for what they will write?
+
+Between the process group and the model. What may differ is looked at where it may differ, on every rank or on the first of each
+host; what they saw is gathered, so that all come to the same refusal, and one of them tells it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import lape_ds
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import ffn_layers
+from lape_ds.model.loading import fingerprint, load_skeleton
+from lape_ds.model.weights import checkpoint_files
+from lape_ds.recipe import Recipe, TrainSection, first_difference
+from lape_ds.subnetwork.adapters import lora_weights_per_r
+from lape_ds.subnetwork.entries import entry_masks
+from lape_ds.training.heartbeat_hub import name_ranks
+from lape_ds.training.inputs import Inputs
+from lape_ds.training.ranks import by_first, gather, local_rank, rank, together
+
+_SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
+_CHECKPOINTS = 3  # last, best, and the one that is being written
+_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}  # fp32 values beside the master
+
+
+def preflight(recipe: Recipe, folder: Path) -> str:
+    """Refuses a run whose ranks would not train one model together. Collective.
+
+    Args:
+        recipe: As this rank has loaded it.
+        folder: Of the model, on this rank's host.
+
+    Returns:
+        The fingerprint of the model's weights.
+
+    Raises:
+        UserError: On all ranks alike.
+    """
+    _check_same(_versions(), "install the same on every host, e.g. from requirements.lock")
+    _check_recipe(recipe)
+    _check_run_folder(recipe.run_dir)
+    return _check_files(recipe, folder)
+
+
+def check_inputs(recipe: Recipe, folder: Path, inputs: Inputs) -> None:
+    """Refuses inputs that differ between ranks, and a disk too small for the run's checkpoints. Collective.
+
+    Raises:
+        UserError: On all ranks alike.
+    """
+    same = "share corpus.cache_dir and output_dir between the hosts, or copy the first host's"
+    texts = {
+        f"the documents of {code} ({split})": stream.fingerprint
+        for code, corpus in inputs.corpora.items()
+        for split, stream in (("training", corpus.train), ("held out", corpus.heldout))
+    }
+    _check_same(inputs.identity, same)
+    _check_same(texts if local_rank() == 0 else None, same)
+    by_first(lambda: _check_disk(recipe, _num_trained(folder, inputs)))
+
+
+def _check_same(found: Mapping[str, str] | None, advice: str) -> None:
+    """Compares what ranks have found with what the first one has; None from a rank that has not looked. Collective."""
+    reports = gather((socket.gethostname(), None if found is None else dict(found)))
+    hosts = [host for host, _ in reports]
+    first = reports[0][1] or {}
+    for number, (_, there) in enumerate(reports):
+        for name, value in (there or {}).items():
+            if value != first.get(name):
+                alike = [r for r, (_, other) in enumerate(reports) if other and other.get(name) == value]
+                raise UserError(
+                    f"{name}: {value} on {name_ranks(alike, hosts)}, {first.get(name)} on rank 0 on {hosts[0]}; {advice}"
+                )
+        assert number or there is not None, "the first rank looks at everything"
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("deepspeed", "transformers")}
+    code = hashlib.sha256()
+    root = Path(lape_ds.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    own = f"{lape_ds.__version__} (code {code.hexdigest()[:8]})"
+    return {
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **packages,
+        "lape_ds": own,
+    }
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    contents = gather(recipe.model_dump(mode="json"))
+    hosts = gather(socket.gethostname())
+    for number, content in enumerate(contents):
+        difference = first_difference("", content, contents[0])
+        if difference is not None:
+            key, there, first = difference
+            raise UserError(
+                f"the recipe's {key.removeprefix('.')}: {there} on {name_ranks([number], hosts)}, {first} on rank 0 on "
+                f"{hosts[0]}; give all ranks the same recipe and the same key=value"
+            )
+
+
+def _check_run_folder(run_dir: Path) -> None:
+    """All ranks write a checkpoint's parts into one folder: it must be one, and each host must be allowed to."""
+    name, up = by_first(lambda: _leave_token(run_dir))
+    place = _upwards(run_dir)[up]
+    first = by_first(socket.gethostname)
+    try:
+        together(lambda: _find_token(place, name, first) if local_rank() == 0 and rank() != 0 else None)
+    finally:
+        if rank() == 0:
+            (place / name).unlink(missing_ok=True)
+
+
+def _upwards(run_dir: Path) -> list[Path]:
+    return [run_dir.absolute(), *run_dir.absolute().parents]
+
+
+def _leave_token(run_dir: Path) -> tuple[str, int]:
+    """Writes a file into the nearest folder that is there; its name, and how far up that is."""
+    up, place = next((up, place) for up, place in enumerate(_upwards(run_dir)) if place.is_dir())
+    name = f".preflight-{secrets.token_hex(8)}"
+    _try_writing(place / name)
+    return name, up
+
+
+def _find_token(place: Path, name: str, first_host: str) -> None:
+    until = time.monotonic() + _SECONDS_TO_SEE
+    while not (place / name).exists():
+        if time.monotonic() >= until:
+            raise UserError(
+                f"{place} is not the folder that rank 0 on {first_host} writes to: it lies on this host's own disk, or on the "
+                "other's, and checkpoints are written by all ranks into one folder; set output_dir to a shared file system"
+            )
+        time.sleep(0.1)
+    own = place / f"{name}-{rank()}"
+    _try_writing(own)
+    own.unlink()
+
+
+def _try_writing(path: Path) -> None:
+    try:
+        path.write_bytes(b"lape-ds preflight\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path.parent}: {error.strerror}; make room, mend its permissions, or set another output_dir"
+        ) from error
+
+
+def _check_files(recipe: Recipe, folder: Path) -> str:
+    """The first rank reads all weights, as does that of every host that does not see the very same files."""
+    looks = local_rank() == 0
+    listed = gather(together(lambda: _listing(folder) if looks else None))
+    reads = rank() == 0 or (looks and listed[rank()] != listed[0])
+    found = together(lambda: _contents(recipe, folder, weights=reads) if looks else None)
+    _check_same(found, "copy the first host's to all, or share one")
+    return by_first(lambda: (found or {})[_weights_of(folder)])
+
+
+def _weights_of(folder: Path) -> str:
+    return f"the weights in {folder}"
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Each weight file's name, size, time of change and number: equal on two hosts only if they share the files."""
+    stats = [(path.name, path.stat()) for path in checkpoint_files(folder)]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+
+
+def _contents(recipe: Recipe, folder: Path, *, weights: bool) -> dict[str, str]:
+    """What the files say that training reads, by a name for each."""
+    files = {f"{folder}/config.json": folder / "config.json"}
+    if recipe.needs_neurons:
+        path = recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
+        files[f"the neurons in {path}"] = path
+    if recipe.train.method == "topk":
+        counts = recipe.identify_dir / "counts"
+        files |= {
+            f"the counts of {code}": counts / f"{code}.safetensors" for code in recipe.trained_languages
+        }
+    found = {name: _hash_of(path) for name, path in files.items()}
+    return found | ({_weights_of(folder): fingerprint(folder)} if weights else {})
+
+
+def _hash_of(path: Path) -> str:
+    """Of a file; where there is none, that is what is compared, and told where it is read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _num_trained(folder: Path, inputs: Inputs) -> int:
+    """Weights that train, told from their shapes; of (IA)³, too few to count."""
+    train: TrainSection = inputs.train
+    if train.method == "ia3":
+        return 0
+    skeleton = load_skeleton(folder)
+    if inputs.neurons is not None:
+        return sum(mask.num_entries for mask in entry_masks(skeleton, inputs.neurons).values())
+    if train.method == "lora":
+        assert isinstance(train.lora.r, int)
+        return train.lora.r * lora_weights_per_r(skeleton, train.lora)
+    ffn = {part.parameter_name for layer in ffn_layers(skeleton) for part in layer.slices}
+    return sum(
+        param.numel() for name, param in skeleton.named_parameters() if train.method == "full" or name in ffn
+    )
+
+
+def _check_disk(recipe: Recipe, num_trained: int) -> None:
+    run_dir = recipe.run_dir
+    size = 4 * (1 + _STATES[recipe.train.optimizer.name])
+    there: Sequence[Path] = list(run_dir.glob("checkpoints/step-*"))
+    more = max(1, _CHECKPOINTS - len(there))
+    place = next(place for place in _upwards(run_dir) if place.is_dir())
+    needed, free = more * size * num_trained, shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{place} has {free / 1e9:.3g} GB free, and the checkpoints of this run take {needed / 1e9:.3g} GB there: {more} "
+            f"({num_trained:,} trained weights x {size} bytes; last, best and the one being written); make room, or set "
+            "output_dir to another disk"
+        )

@@ -1,0 +1,38 @@
+"""A rank that does what test_heartbeat.py says, by rank, and with nothing but the heartbeat: it starts in two seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+from lape_ds.errors import UserError
+from lape_ds.training import heartbeat
+
+
+def main(action: str, seconds: float) -> None:
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if action == "absent":
+        time.sleep(60)
+    timeout = timedelta(seconds=seconds)
+    try:
+        beat = heartbeat.join(rank, world_size, timeout=timeout)
+    except UserError as error:
+        heartbeat.fail_alone(rank, error)
+    if action == "mistaken early":
+        beat.fail(UserError("no such\nfile"))
+    beat.wait_for_all(timeout)
+    print("joined", flush=True)
+    if action == "mistaken":
+        beat.fail(UserError("no such\nfile"))
+    if action == "buggy":
+        beat.fail(KeyError("a bug"))
+    if action == "done":
+        beat.close()
+        return
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1 + int(os.environ["RANK"])], float(sys.argv[-1]))

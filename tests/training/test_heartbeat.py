@@ -1,0 +1,86 @@
+"""How ranks learn of each other's ends, on lines alone: no model, no process group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.job import Job
+
+
+def job_of(folder: Path, *actions: str, seconds: float = 30) -> Job:
+    arguments = [*actions, str(seconds)]
+    return Job(folder, arguments, world_size=len(actions), module="tests.training.heartbeat_worker").start()
+
+
+@pytest.mark.parametrize(
+    ("actions", "codes", "reason"),
+    [
+        (["wait", "mistaken", "wait"], (2, 2, 2), "error: rank 1 on {host}: no such file"),
+        (["mistaken", "mistaken"], (2, 2), "error: no such file"),
+        (["wait", "mistaken early"], (2, 2), "error: rank 1 on {host}: no such file"),
+        (["wait", "buggy"], (1, 1), "error: rank 1 on {host}: KeyError: 'a bug'"),
+        (["wait", "done", "buggy"], (1, 0, 1), "error: rank 2 on {host}: KeyError: 'a bug'"),
+    ],
+)
+def test_one_reason_from_one_rank(
+    tmp_path: Path, actions: list[str], codes: tuple[int, ...], reason: str
+) -> None:
+    with job_of(tmp_path, *actions) as job:
+        assert job.ends_with(*codes) == reason.format(host=socket.gethostname())
+    assert job.log(0).read_text().endswith(f"{job.reasons[0]}\n"), "told where the user looks"
+
+
+def test_done_is_done(tmp_path: Path) -> None:
+    with job_of(tmp_path, "done", "done", "done") as job:
+        assert job.wait() == [0, 0, 0]
+    assert job.output == "joined\n" * 3
+
+
+def test_who_does_not_come_is_named(tmp_path: Path) -> None:
+    with job_of(tmp_path, "wait", "absent", "wait", seconds=4) as job:
+        codes = [job.processes[rank].wait(30) for rank in (0, 2)]
+        assert codes == [2, 2], job.output
+        (reason,) = job.reasons
+    host = socket.gethostname()
+    assert reason.startswith("error: rank 1 did not come to 127.0.0.1:")
+    assert f"within 0.0666667 minutes, ranks 0, 2 on {host} did" in reason
+
+
+def test_a_first_rank_that_does_not_come_is_told_too(tmp_path: Path) -> None:
+    with job_of(tmp_path, "absent", "wait", seconds=3) as job:
+        assert job.processes[1].wait(30) == 2
+        (reason,) = job.reasons
+    assert "could not reach rank 0 at 127.0.0.1:" in reason
+    assert "Traceback" not in job.output
+    assert "frame #" not in job.output
+
+
+def test_strangers_end_nothing(tmp_path: Path) -> None:
+    """Whoever else connects to the first rank's ports; and a rank that is killed while it is stopped is found dead."""
+    with job_of(tmp_path, "wait", "wait") as job:
+        job.wait_until(lambda: job.output.count("joined") == 2)
+        listening = [
+            connection.laddr.port
+            for connection in psutil.Process(job.processes[0].pid).net_connections("tcp")
+            if connection.laddr and connection.status == psutil.CONN_LISTEN
+        ]
+        for port in listening:
+            for words in (
+                b"GET / HTTP/1.0\r\n\r\n",
+                b'{"rank": 1, "host": "x", "token": "wrong"}\n',
+                b"[]\n1\n",
+            ):
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(words)
+        os.kill(job.processes[1].pid, signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.processes[0].wait(3)
+        job.processes[1].kill()
+        assert "it was killed" in job.ends_with(1, -9)
