@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
+from lape_ds.training.stopping import STOPPED, StopRequest
 
-STOPPED = 130  # as `lape-ds` after an interruption: what comes after training must not take the run for a finished one
+if TYPE_CHECKING:
+    from lape_ds.training.loop import Training
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +38,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     from lape_ds.recipe import load_recipe
-    from lape_ds.training.loop import StopRequest, run_training
     from lape_ds.training.ranks import rank
     from lape_ds.training.setup import set_up
 
@@ -44,21 +46,28 @@ def _train(arguments: Sequence[str]) -> int:
             "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
         )
     recipe = load_recipe(arguments[0], arguments[1:])
-    training = set_up(recipe)
-    if training.state.step >= training.total_steps:
-        if rank() == 0:
-            print(
-                f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr
-            )
-        return 0
-    finished = run_training(training, StopRequest())
+    with StopRequest() as stop:
+        training = set_up(recipe)
+        if training.state.step < training.total_steps:
+            return _run(training, stop)
+    if rank() == 0:
+        print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)
+    return 0
+
+
+def _run(training: Training, stop: StopRequest) -> int:
+    from lape_ds.training.loop import run_training
+    from lape_ds.training.ranks import rank
+
+    finished = run_training(training, stop)
     if rank() == 0:
         step, where = training.state.step, training.run_dir
         if finished:
             print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
         else:
+            why = stop.reason or "as another rank was asked to"
             print(
-                f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on",
+                f"stopped after step {step:,} of {training.total_steps:,} ({why}); the same command goes on",
                 file=sys.stderr,
             )
     return 0 if finished else STOPPED

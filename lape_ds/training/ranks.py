@@ -120,6 +120,13 @@ def by_first(work: Callable[[], Result]) -> Result:
     return result[0]  # type: ignore[return-value]
 
 
+def gathered(value: Result) -> list[Result]:
+    """Every rank's value, in their order."""
+    values: list[Result | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, on the CPU."""
     on_device = values.to(device())

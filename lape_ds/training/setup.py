@@ -6,7 +6,6 @@ may find alone is agreed on by all, so that a user's mistake is one line and not
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import shutil
@@ -16,9 +15,10 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,14 +38,17 @@ from lape_ds.runlog import write_run_json
 from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.methods import NEURON_METHODS, Trained, prepare, torch_optimizer, with_matched_lora
 from lape_ds.subnetwork.recomputing import recompute_layers
-from lape_ds.training.checkpoint import LORA_R, CheckpointReader, CheckpointState, pointed_to
+from lape_ds.training.checkpoint import LORA_R, CheckpointReader, CheckpointState
 from lape_ds.training.loop import HeldOut, Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.metrics import Metrics
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
+from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
+from lape_ds.training.run_lock import take_lock
 from lape_ds.training.zero import check_offload, engine_config, initialize
+from lape_ds.writing import check_writable, told_if_unwritable
 
 
 def set_up(recipe: Recipe) -> Training:
@@ -58,6 +61,7 @@ def set_up(recipe: Recipe) -> Training:
     run_dir = recipe.run_dir
     folder = recipe_model(recipe)
     start()
+    together(lambda: check_writable(run_dir / "checkpoints"))
     base_fingerprint = by_first(lambda: fingerprint(folder))
     chosen = chosen_neurons(recipe, folder, base_fingerprint)
     found = None if chosen is None else chosen.union(*chosen.languages)
@@ -75,15 +79,17 @@ def set_up(recipe: Recipe) -> Training:
     identity = _identity(recipe, train, neurons, corpora, total_steps)
 
     torch.manual_seed(recipe.seed)
-    last = by_first(lambda: pointed_to(run_dir / "checkpoints", "last"))
-    checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, identity))
+    run_lock = together(lambda: take_lock(run_dir) if rank() == 0 else None)
+    checkpoint = None
+    if train.resume == "auto":
+        checkpoint = resumed_checkpoint(run_dir, base_fingerprint, identity)
     config = together(lambda: _config(recipe, run_dir, folder))
     model = _load(recipe, folder, config)
     trained, pull = together(lambda: _prepare(model, train, neurons, checkpoint))
     loss = together(lambda: LanguageModelLoss(model))
     anchor = together(lambda: _anchor(recipe, folder))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
-    run_lock = together(lambda: _open_run_folder(recipe, run_dir) if rank() == 0 else None)
+    by_first(lambda: _open_run_folder(recipe, run_dir))
     engine = initialize(loss, torch_optimizer(trained), config)
     if pull is not None:
         trained.anchor_to(pull)
@@ -99,20 +105,21 @@ def set_up(recipe: Recipe) -> Training:
         trained=trained,
         blocks=blocks,
         heldout={code: _heldout(recipe, corpora[code]) for code in _measured(recipe)},
-        metrics=Metrics(
-            run_dir / "metrics.jsonl" if rank() == 0 else None,
-            engine,
-            resumed_step=-1 if checkpoint is None else checkpoint.state.step,
-        ),
+        metrics=together(lambda: _metrics(run_dir, engine, checkpoint)),
         prefix_token_id=prefix,
         global_batch_size=global_batch_size(recipe),
         total_steps=total_steps,
         state=new if checkpoint is None else checkpoint.state,
         anchor=anchor,
     )
-    if rank() == 0:
-        _write_start(training, chosen if neurons is not None else None)
+    by_first(lambda: _write_start(training, chosen if neurons is not None else None))
     return training
+
+
+def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReader | None) -> Metrics:
+    path = run_dir / "metrics.jsonl" if rank() == 0 else None
+    with told_if_unwritable(str(path)):
+        return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
 
 
 def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
@@ -166,18 +173,8 @@ def _prepare(
 
 def _write_start(training: Training, chosen: NeuronSet | None) -> None:
     """Writes what the run is made of, and tells what it costs."""
-    if chosen is not None:
-        chosen.save(training.run_dir / "neurons.safetensors")
-    facts = {
-        "stage": "train",
-        "world_size": world_size(),
-        "trained_parameters": training.trained.num_entries,
-        "parameters": num_parameters(training.engine, training.trained),
-        "total_steps": training.total_steps,
-        "identity": training.state.identity,
-        "model_fingerprint": training.state.base_fingerprint,
-    }
-    write_run_json(training.run_dir, training.recipe, facts)
+    with told_if_unwritable(str(training.run_dir)):
+        _write_facts(training, chosen)
     print(describe_memory(training.engine, training.trained), file=sys.stderr)
     recipe = training.recipe
     if recipe.train.max_steps is not None and training.total_steps < recipe.train.max_steps:
@@ -203,6 +200,21 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
         )
 
 
+def _write_facts(training: Training, chosen: NeuronSet | None) -> None:
+    if chosen is not None:
+        chosen.save(training.run_dir / "neurons.safetensors")
+    facts = {
+        "stage": "train",
+        "world_size": world_size(),
+        "trained_parameters": training.trained.num_entries,
+        "parameters": num_parameters(training.engine, training.trained),
+        "total_steps": training.total_steps,
+        "identity": training.state.identity,
+        "model_fingerprint": training.state.base_fingerprint,
+    }
+    write_run_json(training.run_dir, training.recipe, facts)
+
+
 def _identity(
     recipe: Recipe,
     train: TrainSection,
@@ -224,20 +236,12 @@ def _identity(
     return identity
 
 
-def _open_run_folder(recipe: Recipe, run_dir: Path) -> IO[str]:
-    """Makes the folder this run's own; the lock lasts as long as the file returned stays open."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is training in {run_dir}; wait for it, or set another train.run_name"
-        ) from None
-    if recipe.train.resume == "never" and run_dir.exists():
-        shutil.rmtree(run_dir)
-    freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
-    return lock
+def _open_run_folder(recipe: Recipe, run_dir: Path) -> None:
+    """Makes the folder this recipe's."""
+    with told_if_unwritable(str(run_dir)):
+        if recipe.train.resume == "never" and run_dir.exists():
+            shutil.rmtree(run_dir)
+        freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
 
 
 def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -248,24 +252,6 @@ def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
             f"the tokenizer of {recipe.model.path} has neither BOS nor EOS: nothing can stand before a text"
         )
     return prefix
-
-
-def _resumed(
-    recipe: Recipe, folder: Path | None, base_fingerprint: str, identity: Mapping[str, str]
-) -> CheckpointReader | None:
-    """The checkpoint to go on from, if there is one and it is of this very run."""
-    if folder is None or recipe.train.resume == "never":
-        return None
-    checkpoint = CheckpointReader(folder)
-    now = {"base model": base_fingerprint[:16], **identity}
-    then = {"base model": checkpoint.state.base_fingerprint[:16], **checkpoint.state.identity}
-    for name in dict.fromkeys([*then, *now]):
-        if now.get(name) != then.get(name):
-            raise UserError(
-                f"{folder.parent.parent} cannot go on: {name} was {then.get(name)} when it stopped and is {now.get(name)} now; "
-                "restore that, or begin another run with train.run_name=… (train.resume=never discards this one)"
-            )
-    return checkpoint
 
 
 def global_batch_size(recipe: Recipe) -> int:
