@@ -80,10 +80,12 @@ class Job:
 
     def wait_for(self, condition: Callable[[], bool], *, every: float = 0.002) -> None:
         """Fails if a rank ends before the condition holds."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline, looked = time.monotonic() + PATIENCE_S, 0.0
         while not condition():
-            assert all(rank.poll() is None for rank in self.ranks), self.output()
-            assert time.monotonic() < deadline, self.output()
+            if time.monotonic() - looked > 0.1:
+                looked = time.monotonic()
+                assert all(rank.poll() is None for rank in self.ranks), self.output()
+                assert looked < deadline, self.output()
             time.sleep(every)
 
     def end(self) -> list[int | None]:

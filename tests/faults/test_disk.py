@@ -20,8 +20,8 @@ FULL += ["train.heldout.every_steps=40"]
 
 
 @pytest.fixture
-def cached(jobs: Jobs, tmp_path: Path) -> list[str]:
-    return [*FULL, f"corpus.cache_dir={tmp_path}/packed"]
+def cached(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    return [*FULL, f"corpus.cache_dir={tmp_path}/packed", f"train.run_name={request.node.name}"]
 
 
 def fill(path: Path) -> None:
@@ -61,7 +61,6 @@ def test_disk_full_while_a_checkpoint_is_written(jobs: Jobs, cached: list[str], 
 def test_file_too_large_for_the_user(jobs: Jobs, cached: list[str]) -> None:
     """The same with a limit on a process's files, which needs no mount."""
     undisturbed = jobs.run(*cached, "train.run_name=unlimited")
-    cached = [*cached, "train.run_name=limited"]
     run_dir = jobs.stop_after(2, *cached)
     fails_at_the_next_checkpoint(jobs, cached, "File too large", largest_file=300_000)
     jobs.run(*cached)

@@ -31,9 +31,10 @@ def settings(num_steps: int) -> list[str]:
 
 
 def wait_for_moment(job: Job, kind: str, step: int, rng: random.Random) -> None:
-    """Until the moment to kill has come; the run is then somewhere behind `step`, but for `set-up`."""
+    """Until the moment to kill has come: shortly after `step`, but for `set-up`."""
     if kind == "set-up":
-        time.sleep(rng.uniform(0, SECONDS_OF_SET_UP))
+        moment = time.monotonic() + rng.uniform(0, SECONDS_OF_SET_UP)
+        job.wait_for(lambda: time.monotonic() >= moment or last_step(job.run_dir) >= step)
         return
     job.wait_for(lambda: last_step(job.run_dir) >= step)
     if kind == "write":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 def test_a_second_job_is_refused_and_one_signalled_rank_stops_all(jobs: Jobs) -> None:
     """Slurm's warning (SIGUSR1) may reach one rank alone."""
-    arguments = ["train.run_name=held", *LONG, "train.max_steps=20000"]
+    arguments = ["train.run_name=held", *LONG, "train.max_steps=5000"]
     first = jobs.start(*arguments, world_size=2, environment={"SLURM_JOB_ID": "4711"})
     first.wait_for(lambda: last_step(first.run_dir) >= 2)
     second = jobs.start(*arguments, world_size=2)
@@ -41,7 +40,7 @@ def test_a_second_job_is_refused_and_one_signalled_rank_stops_all(jobs: Jobs) ->
     steps = [line["step"] for line in metrics_of(first.run_dir) if "loss" in line]
     assert newest.name == f"step-{steps[-1]:08d}"
     assert steps == list(range(1, steps[-1] + 1))
-    assert len(first.lines(f"stopped after step {steps[-1]:,} of 20,000 (as another rank was asked to)")) == 1
+    assert len(first.lines(f"stopped after step {steps[-1]:,} of 5,000 (as another rank was asked to)")) == 1
 
 
 def test_slurms_time_limit_stops_in_time(jobs: Jobs) -> None:
@@ -74,7 +73,7 @@ def test_before_the_first_step_a_signal_ends_at_once(jobs: Jobs) -> None:
     rank.send(signal.SIGUSR1)
     assert job.end() == [STOPPED]
     assert len(job.lines("SIGUSR1 before the first step; the same command goes on")) == 1
-    assert not losses_of(job.run_dir) if (job.run_dir / "metrics.jsonl").exists() else True
+    assert last_step(job.run_dir) == 0
 
 
 def test_dropout_goes_on_as_if_never_stopped(jobs: Jobs) -> None:
@@ -108,10 +107,3 @@ def test_other_ranks_stages_and_engine_on_the_way(jobs: Jobs) -> None:
     assert len(losses_of(run_dir)) == 100
     done = export_model(run_dir, checkpoint="last")
     assert 0 < done.changed <= done.trained
-
-
-def test_the_tests_ranks_are_processes_of_their_own(jobs: Jobs) -> None:
-    """What is killed in these tests is what a scheduler would kill."""
-    job = jobs.start("train.run_name=own-process", world_size=2)
-    assert len({os.getpid(), *(rank.pid for rank in job.ranks)}) == 3
-    assert job.end() == [0, 0], job.output()
