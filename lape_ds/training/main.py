@@ -25,18 +25,19 @@ def main(arguments: Sequence[str]) -> int:
     from lape_ds.training import ranks
 
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
-    try:
-        return _sweep(arguments[1:]) if arguments[:1] == ["--sweep"] else _train(arguments)
-    except UserError as error:
-        if ranks.rank() > 0:
-            time.sleep(2)  # most mistakes are seen by all ranks at once: let the first one tell
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2
-    finally:
-        ranks.end()
+    with StopRequest() as stop:  # to the very end: a second SIGTERM must not change the exit code
+        try:
+            return _sweep(arguments[1:], stop) if arguments[:1] == ["--sweep"] else _train(arguments, stop)
+        except UserError as error:
+            if ranks.rank() > 0:
+                time.sleep(2)  # most mistakes are seen by all ranks at once: let the first one tell
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            return 2
+        finally:
+            ranks.end()
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _train(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
     from lape_ds.training.ranks import rank
     from lape_ds.training.setup import set_up
@@ -45,11 +46,9 @@ def _train(arguments: Sequence[str]) -> int:
         raise UserError(
             "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
         )
-    recipe = load_recipe(arguments[0], arguments[1:])
-    with StopRequest() as stop:
-        training = set_up(recipe)
-        if training.state.step < training.total_steps:
-            return _run(training, stop)
+    training = set_up(load_recipe(arguments[0], arguments[1:]))
+    if training.state.step < training.total_steps:
+        return _run(training, stop)
     if rank() == 0:
         print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)
     return 0
@@ -73,11 +72,11 @@ def _run(training: Training, stop: StopRequest) -> int:
     return 0 if finished else STOPPED
 
 
-def _sweep(arguments: Sequence[str]) -> int:
+def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
     from lape_ds.training.sweep import train_sweep
 
-    return 0 if train_sweep(load_recipe(arguments[0], arguments[1:])) else STOPPED
+    return 0 if train_sweep(load_recipe(arguments[0], arguments[1:]), stop) else STOPPED
 
 
 def run(arguments: Sequence[str]) -> None:

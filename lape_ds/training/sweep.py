@@ -23,8 +23,12 @@ from lape_ds.training.setup import set_up
 from lape_ds.training.stopping import StopRequest
 
 
-def train_sweep(recipe: Recipe) -> bool:
+def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
     """Trains every run that is neither finished nor in another worker's hands. Every rank must call it.
+
+    Args:
+        recipe: As loaded.
+        stop: Is asked at the boundaries of steps.
 
     Returns:
         Whether the end of the list was reached; False after a stop request, with a checkpoint of the run at hand.
@@ -33,11 +37,6 @@ def train_sweep(recipe: Recipe) -> bool:
         UserError: Something in the recipe or its files must be mended. A run that diverges is a result.
     """
     start()
-    with StopRequest() as stop:
-        return _train_all(recipe, stop)
-
-
-def _train_all(recipe: Recipe, stop: StopRequest) -> bool:
     keep_checkpoints = (recipe.sweep or SweepSection()).keep_checkpoints
     base = _Base()
     for run in sweep_runs(recipe):
