@@ -47,9 +47,7 @@ class RankServer:
         return json.loads(reply)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.communicate(timeout=30)  # closes its stdin, by which it ends
 
 
 @dataclass
