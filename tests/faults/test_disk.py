@@ -70,17 +70,20 @@ def test_file_too_large_for_the_user(jobs: Jobs, cached: list[str]) -> None:
 
 def test_disk_full_at_a_line_of_metrics(jobs: Jobs, cached: list[str], small_disk: Path) -> None:
     """No room for a byte: all ranks stop, and after room is made no line is missing or half there."""
-    undisturbed = jobs.run(*cached, "train.gradient_accumulation_steps=1", world_size=2)
-    cached = [*cached, f"output_dir={small_disk}", "train.gradient_accumulation_steps=1"]
+    longer = ["train.gradient_accumulation_steps=1", "train.max_steps=120", "train.epochs=30"]
+    cached = [*cached, *longer, "train.heldout.every_steps=120", "train.checkpoint_every_steps=60"]
+    undisturbed = jobs.run(*cached, world_size=2)
+    cached = [*cached, f"output_dir={small_disk}"]
     job = jobs.start(*cached, world_size=2)
-    job.wait_for(lambda: (job.run_dir / "checkpoints" / "step-00000020").exists())
+    job.wait_for(lambda: (job.run_dir / "checkpoints" / "step-00000060").exists())
     filler = small_disk / "filler"
     fill(filler)
     assert job.end() == [2, 2], job.output()
     assert all("No space left on device" in line for line in job.lines("error:"))
+    assert f"cannot write {job.run_dir}/metrics.jsonl" in job.lines("error:")[0]
     filler.unlink()
     run_dir = jobs.run(*cached, world_size=2)
-    assert_same_run(run_dir, undisturbed, steps=range(1, 41))
+    assert_same_run(run_dir, undisturbed, steps=range(1, 121))
 
 
 def test_read_only_disk_is_told_before_training(jobs: Jobs, cached: list[str], small_disk: Path) -> None:
