@@ -113,18 +113,18 @@ def together(work: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
+def gather(value: Result) -> list[Result]:
+    """What every rank gives, in their order; must be small."""
+    values: list[Result | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
 def by_first(work: Callable[[], Result]) -> Result:
     """Runs `work` on the first rank alone and gives its result to all; if it fails, all ranks raise."""
     result = [together(lambda: work() if rank() == 0 else None)]
     dist.broadcast_object_list(result, src=0)
     return result[0]  # type: ignore[return-value]
-
-
-def gathered(value: Result) -> list[Result]:
-    """Every rank's value, in their order."""
-    values: list[Result | None] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

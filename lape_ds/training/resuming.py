@@ -17,7 +17,7 @@ from lape_ds.training.checkpoint import (
     warn_of,
 )
 from lape_ds.training.pruning import set_aside
-from lape_ds.training.ranks import by_first, gathered, rank, together, world_size
+from lape_ds.training.ranks import by_first, gather, rank, together, world_size
 
 
 def resumed_checkpoint(
@@ -62,9 +62,7 @@ def _open_together(
         return reader
 
     result = together(attempt)
-    reasons = [
-        reason for reason in gathered(result if isinstance(result, str) else None) if reason is not None
-    ]
+    reasons = [reason for reason in gather(result if isinstance(result, str) else None) if reason is not None]
     if reasons or isinstance(result, str):
         raise DamagedCheckpoint(reasons[0])
     return result

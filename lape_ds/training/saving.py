@@ -15,7 +15,7 @@ from lape_ds.errors import Diverged, UserError
 from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState, checkpoint_name
 from lape_ds.training.checksums import file_seal, sealed
-from lape_ds.training.ranks import by_first, gathered, rank, together
+from lape_ds.training.ranks import by_first, gather, rank, together
 from lape_ds.writing import sync, told_if_unwritable, write_json
 
 Seal = tuple[str, dict[str, Any]]  # a file's name, size and digest
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, trained: Trained, state: CheckpointState) -> P
     temporary = folder / f".{target.name}.tmp"
     try:
         by_first(lambda: _make_empty(temporary, target))
-        seals = dict(gathered(together(lambda: _write_rank(temporary, trained))))
+        seals = dict(gather(together(lambda: _write_rank(temporary, trained))))
         by_first(lambda: _finish(temporary, target, trained, state, seals))
     finally:
         if rank() == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Jobs, RankServer
+from tests.faults.scheduler import Jobs, RankServer
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lape_ds.training.checkpoint import open_checkpoint
-from tests.faults.jobs import Jobs, assert_same_run, contents
+from tests.faults.scheduler import Jobs, assert_same_run, contents
 
 EVERY_STEP = [
     "train.checkpoint_every_steps=1",

@@ -12,7 +12,7 @@ import pytest
 
 from lape_ds.recipe import load_recipe
 from lape_ds.training.checkpoint import open_checkpoint
-from tests.faults.jobs import Jobs, assert_same_run, contents
+from tests.faults.scheduler import Jobs, assert_same_run, contents
 
 # Whole weights: 0.7 MB a checkpoint. The text is packed elsewhere, once.
 FULL = ["train.method=full", "train.max_steps=40", "train.epochs=9", "train.checkpoint_every_steps=20"]

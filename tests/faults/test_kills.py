@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lape_ds.training.export import export_model
-from tests.faults.jobs import Job, Jobs, assert_same_run, last_step
+from tests.faults.scheduler import Job, Jobs, assert_same_run, last_step
 
 WORLD_SIZE = 2
 STEPS_PER_KILL = 12
