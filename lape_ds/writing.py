@@ -119,7 +119,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: It, or the nearest folder above it that is there, is read-only for us.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Not `Path.exists`, which raises where a folder above must not be looked into.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
             f"{there} is read-only for this user on this machine: {folder} could not be written; make it writable or set another "

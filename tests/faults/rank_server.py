@@ -27,7 +27,8 @@ def start(request: dict[str, Any]) -> int:
             os.dup2(log, descriptor)
         os.environ.update(request["environment"])
         if "largest_file" in request:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+            limit = request["largest_file"]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         from lape_ds.training.main import run
 
         run(request["arguments"])

@@ -31,11 +31,13 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def fails_at_the_next_checkpoint(jobs: Jobs, arguments: Sequence[str], reason: str, **limits: int) -> None:
+def fails_at_the_next_checkpoint(
+    jobs: Jobs, arguments: Sequence[str], reason: str, *, largest_file: int | None = None
+) -> None:
     """With an earlier one there, which is still whole afterwards, alone."""
     folder = load_recipe(str(jobs.recipe), list(arguments)).run_dir / "checkpoints"
     before = contents(folder)
-    job = jobs.start(*arguments, **limits)  # type: ignore[arg-type]
+    job = jobs.start(*arguments, largest_file=largest_file)
     assert job.end() == [2], job.output()
     (line,) = job.lines("error:")
     assert "cannot write the checkpoint " in line

@@ -31,7 +31,7 @@ def make(folder: Path, step: int, *, best: int | None = None) -> Path:
         tensors = {f"master|w|{3 * rank}": torch.arange(3.0) + step, f"exp_avg|w|{3 * rank}": torch.ones(3)}
         save_file(tensors, made / f"rank-0000{rank}.safetensors")
     seals = {path.name: file_seal(path) for path in made.glob("rank-*")}
-    measured = None if best is None else {"step": best, "bits_per_byte": 2.5}
+    measured: dict[str, float] | None = None if best is None else {"step": best, "bits_per_byte": 2.5}
     state = CheckpointState(step, "base", 6, {"method": "full"}, measured)
     content = {"schema_version": SCHEMA_VERSION, **vars(state), "scalars": {"step": 7.0}, "files": seals}
     write_json(made / "state.json", sealed(content))
