@@ -11,7 +11,7 @@ STATE = $$(cat requirements.lock pyproject.toml | cksum) $(VENV)
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check
 IN_VENV := PATH="$(VENV)/bin:$$PATH"
 
-.PHONY: install set-up check-tools quickstart test lint bench
+.PHONY: install set-up check-tools quickstart test test-long lint bench
 
 install:
 	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" != "$(STATE)" ]; then $(MAKE) --no-print-directory set-up; fi
@@ -41,6 +41,9 @@ quickstart: install
 
 test: install
 	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q
+
+test-long: install
+	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m long
 
 lint: install
 	@$(IN_VENV) ruff check .

@@ -1,10 +1,12 @@
 """Writing whole or not at all: an interruption leaves what was there before, or nothing.
 
-Below every room: whatever is kept on disk is written under a hidden temporary name beside its place, then renamed.
+Below every room: whatever is kept on disk is written under a hidden temporary name beside its place, then renamed. The
+bytes are on the disk before the name is, and the name is before the writer goes on: that holds through a loss of power too.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -27,7 +29,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _beside(path, "tmp")
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,14 +68,64 @@ def whole_folder(folder: Path, *, marker_files: Collection[str]) -> Iterator[Pat
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
         if folder.exists():
             os.replace(folder, earlier)
         os.replace(temporary, folder)
+        sync(folder.parent)
     finally:
         if earlier.exists() and not folder.exists():  # interrupted between the two
             os.replace(earlier, folder)
         shutil.rmtree(earlier, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # fsync(2): what the filesystem gives no way to wait for, as FUSE does of folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def told_if_unwritable(what: str) -> Iterator[None]:
+    """Turns a failed write (disk full, read-only, over quota) into one line.
+
+    Args:
+        what: Is written, with its path.
+
+    Raises:
+        UserError: The filesystem refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {what}: {error}; make room or mend the folder, then give the same command again (earlier checkpoints "
+            "are as they were), or set another output_dir"
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written into or made, without touching it.
+
+    Raises:
+        UserError: It, or the nearest folder above it that is there, is read-only for us.
+    """
+    # Not `Path.exists`, which raises where a folder above must not be looked into.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{there} is read-only for this user on this machine: {folder} could not be written; make it writable or set another "
+            "output_dir"
+        )
 
 
 def _beside(path: Path, suffix: str) -> Path:

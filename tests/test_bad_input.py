@@ -370,4 +370,4 @@ def test_the_project_itself_is_sound(project: Path, run: Run) -> None:
     assert run("identify")[0] == 0
     recipe = load_recipe("recipe.yaml")
     assert load_file(recipe.identify_dir / "neurons.safetensors").keys() == {"mlt_Latn", "eng_Latn"}
-    assert (recipe.run_dir / "checkpoints" / "last.json").exists()
+    assert (recipe.run_dir / "checkpoints" / "step-00000001" / "state.json").exists()

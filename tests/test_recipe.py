@@ -182,6 +182,16 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
             ["deepspeed.config={zero_optimization: {round_robin_gradients: true}}"],
             ["round_robin_gradients: true"],
         ),
+        *(
+            (
+                [f"deepspeed.config={config}"],
+                [f"{key} asks for DeepSpeed's universal checkpoint", "remove it"],
+            )
+            for config, key in (
+                ("{checkpoint: {load_universal: true}}", "checkpoint.load_universal"),
+                ("{load_universal_checkpoint: true}", "load_universal_checkpoint"),
+            )
+        ),
         (
             ["deepspeed.config={zero_optimization: {offload_param: {device: cpu}}}"],
             ["offload_param.device is decided by deepspeed.offload_parameters"],

@@ -44,6 +44,36 @@ def test_json_whole_or_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_on_the_disk_before_the_name_and_the_name_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loss of power leaves: the order of the system calls, which themselves are made."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        calls.append(f"rename {target.name}")
+
+    monkeypatch.setattr(writing.os, "fsync", recorded_fsync)
+    monkeypatch.setattr(writing.os, "replace", recorded_replace)
+    write_text(tmp_path / "a", "one")
+    file, *names = calls
+    assert file.startswith("sync .a.")
+    assert names == ["rename a", f"sync {tmp_path.name}"]
+    calls.clear()
+    with whole_folder(tmp_path / "model", marker_files=MARKERS) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "config.json").touch()
+    *within, renamed, parent = calls
+    assert {call.removeprefix("sync ") for call in within} == {"config.json", "deep", temporary.name}
+    assert (renamed, parent) == ("rename model", f"sync {tmp_path.name}")
+
+
 @pytest.mark.parametrize("marker", MARKERS)
 def test_folder_replaces_an_earlier_one(tmp_path: Path, marker: str) -> None:
     target = tmp_path / "deep" / "model"

@@ -75,6 +75,7 @@ def check_engine_keys(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: One line: the key, and what to write instead.
     """
+    _refuse_universal(config)
     _check(config, prefix="", known=_TOP_LEVEL)
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
@@ -110,6 +111,18 @@ def _check_offload(zero: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"zero_optimization.{key} is decided by deepspeed.{ours}: remove it here, set that instead"
             )
+
+
+def _refuse_universal(config: Mapping[str, Any]) -> None:
+    """DeepSpeed's way to another topology: it takes dense moments for granted, and our runs have none to convert."""
+    section = config.get("checkpoint", {})
+    nested = isinstance(section, Mapping) and section.get("load_universal")
+    if nested or "load_universal_checkpoint" in config:
+        key = "checkpoint.load_universal" if nested else "load_universal_checkpoint"
+        raise ValueError(
+            f"{key} asks for DeepSpeed's universal checkpoint, which a neuron mask's compact state does not fit and no run here "
+            "writes; remove it: runs go on with other ranks, in another ZeRO stage and with the other engine as they are"
+        )
 
 
 def _check(config: Mapping[str, Any], *, prefix: str, known: Sequence[str]) -> None:

@@ -245,6 +245,7 @@ class TrainSection(Section):
     anchor: AnchorSection = AnchorSection()
     heldout: HeldOutSection = HeldOutSection()
     checkpoint_every_steps: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2  # the newest, and what each of them calls the best
     resume: Literal["auto", "never"] = "auto"
     tensorboard: bool = False
     wandb: str | None = None  # project name

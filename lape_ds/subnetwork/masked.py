@@ -374,6 +374,11 @@ def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: A setting under which masters and weights cannot be matched.
     """
     zero: Mapping[str, Any] = config.get("zero_optimization", {})
+    if config.get("checkpoint", {}).get("load_universal"):
+        raise UserError(
+            "checkpoint.load_universal: true needs moments for whole weights, which a masked optimizer does not keep; remove it "
+            "(on the same topology DeepSpeed's own checkpoints work)"
+        )
     if zero.get("round_robin_gradients"):
         raise UserError(
             "zero_optimization.round_robin_gradients: true reorders DeepSpeed's buffers without telling the optimizer, so the "

@@ -4,32 +4,35 @@ Beside the loop, which writes them (saving.py); resume and export read them here
 depends on how ZeRO cut the weights: every rank writes the entry ranges that it owns, a reader asks for any range. So a
 run resumes on another number of ranks or another ZeRO stage, and export needs neither DeepSpeed nor a process group.
 
-    checkpoints/step-00000500/state.json              step, what trains, scalars of the optimizer, best so far
+    checkpoints/step-00000500/state.json              step, what trains, scalars of the optimizer, best so far, checksums
     checkpoints/step-00000500/rank-00000.safetensors  "master|<weight>|<start>", "exp_avg|<weight>|<start>", …
-    checkpoints/last.json, checkpoints/best.json      {"folder": "step-00000500", …}
 
-A folder appears whole or not at all: ranks write into a temporary one, which is renamed when all are done.
+A folder appears whole or not at all: ranks write into a temporary one, which is renamed when all of it is on the disk.
+So the newest folder is where a run goes on, and its state names the best one: there is no pointer to go astray.
+
+The place in the text and the random state are not stored, because both are functions of the step: sample s of a step of
+B blocks is number step x B + s of one global order (corpora/loader.py), and every step seeds its own draws (loop.py).
 """
 
 from __future__ import annotations
 
 import bisect
 import json
-import shutil
+import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lape_ds.errors import UserError
-from lape_ds.writing import write_json
+from lape_ds.training.checksums import damaged_bytes, damaged_size, seal_holds, unsealed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: checksums
 LORA_R = "LoRA's r"  # in the identity of a run: export needs the number that `match` gave
 
 
@@ -52,34 +55,55 @@ class CheckpointState:
     best: dict[str, float] | None
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was written; says which and why."""
+
+
 class CheckpointReader:
     """Reads any range of entries from a checkpoint, whoever wrote it.
 
+    Opening it checks its state and the sizes of its files; `verify` reads them.
+
     Raises:
-        UserError: The folder is not a whole checkpoint.
+        DamagedCheckpoint: The folder is not a whole checkpoint.
+        UserError: It is one of another version.
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            content: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{folder} is not a checkpoint: it has no state.json") from None
+        content = read_state(folder)
         self.folder = folder
         self.scalars = {key: torch.tensor(value) for key, value in content.pop("scalars").items()}
-        if content.pop("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{folder} was written by another version of lape-ds; finish the run with that version"
-            )
+        self._seals: dict[str, dict[str, Any]] = content.pop("files")
         self.state = CheckpointState(**content)
         self._parts: dict[str, dict[str, list[tuple[int, Path]]]] = defaultdict(lambda: defaultdict(list))
-        for path in sorted(folder.glob("rank-*.safetensors")):
+        for name, seal in sorted(self._seals.items()):
+            self._refuse(damaged_size(folder / name, seal))
+            self._index(folder / name)
+        for by_key in self._parts.values():
+            for parts in by_key.values():
+                parts.sort()
+
+    def _index(self, path: Path) -> None:
+        try:
             with safe_open(path, framework="pt") as file:
                 for tensor_name in file.keys():  # noqa: SIM118 (not a dict)
                     key, name, start = tensor_name.split("|")
                     self._parts[name][key].append((int(start), path))
-        for by_key in self._parts.values():
-            for parts in by_key.values():
-                parts.sort()
+        except (SafetensorError, ValueError) as error:  # ValueError: a name that is no longer one of ours
+            raise DamagedCheckpoint(f"{self.folder} is damaged: {path.name}: {error}") from error
+
+    def verify(self, part: int = 0, num_parts: int = 1) -> None:
+        """Compares every `num_parts`-th file, from number `part` on, with its checksum.
+
+        Raises:
+            DamagedCheckpoint: One differs.
+        """
+        for name in sorted(self._seals)[part::num_parts]:
+            self._refuse(damaged_bytes(self.folder / name, self._seals[name]))
+
+    def _refuse(self, reason: str | None) -> None:
+        if reason is not None:
+            raise DamagedCheckpoint(f"{self.folder} is damaged: {reason}")
 
     @property
     def names(self) -> list[str]:
@@ -117,16 +141,88 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def point_to(folder: Path, pointer: str, step: int, **facts: float) -> None:
-    """Writes `folder/<pointer>.json` and removes the checkpoints that no pointer names. One rank only."""
-    write_json(folder / f"{pointer}.json", {"folder": checkpoint_name(step), **facts})
-    kept = {json.loads(path.read_text(encoding="utf-8"))["folder"] for path in folder.glob("*.json")}
-    for old in [*folder.glob("step-*"), *folder.glob(".step-*.tmp")]:
-        if old.name not in kept:
-            shutil.rmtree(old)
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoints, newest first; none where the folder is not there."""
+    return sorted(folder.glob("step-*"), reverse=True)
 
 
-def pointed_to(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that `best` or `last` names, None where there is none yet."""
-    path = folder / f"{pointer}.json"
-    return folder / json.loads(path.read_text(encoding="utf-8"))["folder"] if path.exists() else None
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `state.json` holds, checked against its own digest.
+
+    Raises:
+        DamagedCheckpoint: It is missing or not what was written.
+        UserError: It is of another version.
+    """
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{folder} is damaged: state.json is missing") from None
+    except ValueError:  # also what is no longer UTF-8
+        content = None
+    first_version = isinstance(content, dict) and content.get("schema_version") == 1  # had no checksums
+    if not first_version and (not isinstance(content, dict) or not seal_holds(content)):
+        raise DamagedCheckpoint(f"{folder} is damaged: state.json is not what was written")
+    content = unsealed(content)
+    if content.pop("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{folder} was written by another version of lape-ds; finish the run with that version"
+        )
+    return content
+
+
+def first_whole(
+    folders: Sequence[Path], attempt: Callable[[Path], CheckpointReader]
+) -> tuple[CheckpointReader | None, list[DamagedCheckpoint]]:
+    """The first checkpoint that is whole, and what is wrong with those before it; None where there are none at all.
+
+    Args:
+        folders: Of checkpoints, newest first.
+        attempt: Opens and verifies one.
+
+    Raises:
+        UserError: There are some, and all are damaged.
+    """
+    damaged: list[DamagedCheckpoint] = []
+    for folder in folders:
+        try:
+            return attempt(folder), damaged
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+    if damaged:
+        raise UserError(
+            f"no checkpoint is whole: {'; '.join(map(str, damaged))}; restore one from a backup, or begin anew with "
+            "train.resume=never, which discards the run"
+        )
+    return None, []
+
+
+def open_checkpoint(folder: Path, which: Literal["best", "last"]) -> CheckpointReader | None:
+    """A verified checkpoint of a run; None where there is none yet. Warnings of damaged ones go to stderr.
+
+    Args:
+        folder: The run's `checkpoints`.
+        which: `last`: the newest that is whole; `best`: the one that its state calls so.
+
+    Raises:
+        UserError: What there is is damaged.
+    """
+    last, damaged = first_whole(checkpoints_in(folder), _open_whole)
+    warn_of(damaged)
+    if last is None or which == "last":
+        return last
+    best = last.state.best
+    if best is None or best["step"] == 0:  # nothing was better than the base
+        return None
+    return _open_whole(folder / checkpoint_name(int(best["step"])))
+
+
+def _open_whole(folder: Path) -> CheckpointReader:
+    reader = CheckpointReader(folder)
+    reader.verify()
+    return reader
+
+
+def warn_of(damaged: Sequence[DamagedCheckpoint]) -> None:
+    """Tells of each, on one line."""
+    for error in damaged:
+        print(f"warning: {error}; the checkpoint before it is used", file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ from lape_ds.recipe import Recipe, TrainSection, load_recipe
 from lape_ds.subnetwork.adapters import ADAPTER_METHODS, adapted_weights, add_adapter, merge_adapter
 from lape_ds.subnetwork.entries import Mask, entry_masks, write_part
 from lape_ds.subnetwork.shards import bits
-from lape_ds.training.checkpoint import LORA_R, CheckpointReader, pointed_to
+from lape_ds.training.checkpoint import LORA_R, CheckpointReader, open_checkpoint
 from lape_ds.writing import whole_folder, write_json
 
 _MARKER = "lape_ds_export.json"  # by it a later export knows a folder that it may replace
@@ -66,7 +66,7 @@ def export_model(
         folder: Where to; an earlier export there is replaced, anything else is refused.
 
     Raises:
-        UserError: No such run or checkpoint, or another base model.
+        UserError: No such run or checkpoint, a damaged one, or another base model.
         RuntimeError: Something outside the trained entries differs from the base.
     """
     if not (run_dir / "run.json").exists():
@@ -74,13 +74,12 @@ def export_model(
             f"{run_dir} is not the folder of a training (it has no run.json); give output_dir/train/<run>"
         )
     recipe = load_recipe(str(run_dir), [])
-    source = pointed_to(run_dir / "checkpoints", checkpoint)
-    if source is None:
+    reader = open_checkpoint(run_dir / "checkpoints", checkpoint)
+    if reader is None:
         raise UserError(
             f"{run_dir} has no {checkpoint} checkpoint: nothing was better than the base, or no step was kept yet; "
             "try --checkpoint last, or train on"
         )
-    reader = CheckpointReader(source)
     base_folder = recipe_model(recipe)
     if fingerprint(base_folder) != reader.state.base_fingerprint:
         raise UserError(

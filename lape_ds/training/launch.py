@@ -22,7 +22,7 @@ import torch
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.resources import asset
-from lape_ds.training.main import STOPPED
+from lape_ds.training.stopping import STOPPED
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -65,8 +65,9 @@ def run_launchers(
 ) -> int:
     """Runs launchers side by side to their end; if one fails, the others are stopped.
 
-    SIGINT, SIGTERM and SIGHUP are passed on to the ranks alone, which keep a checkpoint and end, and the launcher with them. It
-    would itself die of them at once and leave its ranks behind, so it runs in a session of its own, out of the reach of Ctrl-C.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 (Slurm's warning) are passed on to the ranks alone, which keep a checkpoint and end, and
+    the launcher with them. It would itself die of them at once and leave its ranks behind, so it runs in a session of its
+    own, out of the reach of Ctrl-C.
 
     Args:
         commands: Of `launcher_command`.
@@ -111,7 +112,7 @@ def _passing_signals_on(launchers: Sequence[subprocess.Popen[bytes]]) -> Iterato
 
     wanted = [
         number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         if signal.getsignal(number) is not signal.SIG_IGN  # nohup
     ]
     before = {number: signal.signal(number, stop) for number in wanted}

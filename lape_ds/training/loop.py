@@ -7,12 +7,10 @@ a pure function of the recipe and n (batch, learning rate), so a resumed run nee
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import torch
@@ -27,11 +25,13 @@ from lape_ds.model.scoring import bits_per_byte, score_documents
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import Progress
 from lape_ds.subnetwork.methods import Trained
-from lape_ds.training.checkpoint import CheckpointState, point_to
+from lape_ds.training.checkpoint import CheckpointState
 from lape_ds.training.metrics import Metrics
+from lape_ds.training.pruning import prune
 from lape_ds.training.ranks import by_first, device, rank, sum_over_ranks, world_size
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.schedule import learning_rate
+from lape_ds.training.stopping import StopRequest
 from lape_ds.training.zero import set_learning_rate, take_step
 
 
@@ -75,18 +75,6 @@ class Training:
         return self.run_dir / "checkpoints"
 
 
-class StopRequest:
-    """Remembers SIGTERM and SIGINT; the loop ends at the next step boundary, when all ranks know."""
-
-    def __init__(self) -> None:
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-
 def run_training(training: Training, stop: StopRequest) -> bool:
     """Trains from the state's step to the end. Collective.
 
@@ -95,7 +83,9 @@ def run_training(training: Training, stop: StopRequest) -> bool:
 
     Raises:
         Diverged: A loss, a norm or a weight is no longer finite; the metrics say so too.
+        UserError: A checkpoint or the metrics cannot be written; earlier checkpoints are as they were.
     """
+    stop.begin_steps()
     try:
         return _run_steps(training, stop)
     except Diverged as error:
@@ -110,6 +100,7 @@ def _run_steps(training: Training, stop: StopRequest) -> bool:
             _measure(training)
         for step in range(first, training.total_steps):
             started = time.monotonic()
+            # Whatever rank was asked, all of them stop behind the same step.
             line, stopping = _train_step(training, step, stop)
             training.state = replace(training.state, step=step + 1)
             line["seconds"] = round(time.monotonic() - started, 4)
@@ -121,17 +112,20 @@ def _run_steps(training: Training, stop: StopRequest) -> bool:
                 _measure(training)
             due = stopping or (step + 1) % training.train.checkpoint_every_steps == 0
             if training.keep_checkpoints if last else due:
-                _save(training, "last")
+                _save(training)
             if stopping and not last:
                 return False
+            stop.saw_step(time.monotonic() - started)
+    by_first(training.metrics.sync)
     return True
 
 
 def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step; also tells whether any rank has been asked to stop."""
     engine, train = training.engine, training.train
-    # For dropout: what a step draws must not depend on where the run was last resumed.
-    torch.manual_seed((training.recipe.seed * 1_000_003 + step) * 65_537 + rank())
+    # What a step draws (dropout, on the CPU and every GPU; nothing draws from Python's or NumPy's generator) is a function of
+    # seed, step and rank: no random state need be kept, and it does not depend on where the run was last resumed.
+    torch.manual_seed(((training.recipe.seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
     rate = learning_rate(step, training.total_steps, train.optimizer, train.schedule)
     set_learning_rate(engine, rate)
     micro_batches = _micro_batches(training, step)
@@ -139,7 +133,8 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
         sum(part.num_scored for part in micro_batches),
         sum(part.num_replayed for part in micro_batches),
     ]
-    counts = torch.tensor([*counted, int(stop.received)], dtype=torch.float64)
+    wants_to_stop = stop.reason is not None or training.metrics.failure is not None
+    counts = torch.tensor([*counted, int(wants_to_stop)], dtype=torch.float64)
     num_scored, num_replayed, stopping = sum_over_ranks(counts).tolist()
     sums = _backward(training, micro_batches, num_scored)
     norm = take_step(engine)
@@ -238,7 +233,7 @@ def _measure(training: Training) -> None:
     if training.state.best is None or mean < training.state.best["bits_per_byte"]:
         training.state = replace(training.state, best={"step": step, "bits_per_byte": mean})
         if step > 0 and training.keep_checkpoints:
-            _save(training, "best", bits_per_byte=mean)
+            _save(training)
 
 
 def _heldout_bits(training: Training, heldout: HeldOut) -> float:
@@ -254,10 +249,12 @@ def _heldout_bits(training: Training, heldout: HeldOut) -> float:
     return bits_per_byte(float(sum_over_ranks(nll).sum()), heldout.num_bytes)
 
 
-def _save(training: Training, pointer: str, **facts: float) -> None:
-    """Lets `pointer` name a checkpoint of this step, which may just have been written for another pointer."""
+def _save(training: Training) -> None:
+    """Writes a checkpoint of this step, unless that has just been done, and removes what is no longer needed."""
     step = training.state.step
-    if training.saved_step != step:
-        save_checkpoint(training.checkpoints, training.trained, training.state)
-        training.saved_step = step
-    by_first(lambda: point_to(training.checkpoints, pointer, step, **facts))
+    if training.saved_step == step:
+        return
+    by_first(training.metrics.sync)
+    save_checkpoint(training.checkpoints, training.trained, training.state)
+    training.saved_step = step
+    by_first(lambda: prune(training.checkpoints, keep=training.train.keep_checkpoints))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
+from lape_ds.training.stopping import STOPPED, StopRequest
 
-STOPPED = 130  # as `lape-ds` after an interruption: what comes after training must not take the run for a finished one
+if TYPE_CHECKING:
+    from lape_ds.training.loop import Training
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,23 +24,23 @@ def main(arguments: Sequence[str]) -> int:
     from lape_ds.training import ranks
 
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
-    try:
-        return _sweep(arguments[1:]) if arguments[:1] == ["--sweep"] else _train(arguments)
-    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
-        if ranks.world_size() > 1:
-            ranks.fail(error)
-        if not isinstance(error, UserError):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2
-    finally:
-        ranks.end()
+    with StopRequest() as stop:  # to the very end: a second SIGTERM must not change the exit code
+        try:
+            return _sweep(arguments[1:], stop) if arguments[:1] == ["--sweep"] else _train(arguments, stop)
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
+            if ranks.world_size() > 1:
+                ranks.fail(error)
+            if not isinstance(error, UserError):
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            return 2
+        finally:
+            ranks.end()
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _train(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
     from lape_ds.training import ranks
-    from lape_ds.training.loop import StopRequest, run_training
     from lape_ds.training.ranks import rank
     from lape_ds.training.setup import set_up
 
@@ -48,33 +51,39 @@ def _train(arguments: Sequence[str]) -> int:
     recipe = load_recipe(arguments[0], arguments[1:])
     ranks.join(recipe.launch.timeout_minutes)
     training = set_up(recipe)
-    if training.state.step >= training.total_steps:
-        if rank() == 0:
-            print(
-                f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr
-            )
-        return 0
-    finished = run_training(training, StopRequest())
+    if training.state.step < training.total_steps:
+        return _run(training, stop)
+    if rank() == 0:
+        print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)
+    return 0
+
+
+def _run(training: Training, stop: StopRequest) -> int:
+    from lape_ds.training.loop import run_training
+    from lape_ds.training.ranks import rank
+
+    finished = run_training(training, stop)
     if rank() == 0:
         step, where = training.state.step, training.run_dir
         if finished:
             print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
         else:
+            why = stop.reason or "as another rank was asked to"
             print(
-                f"stopped after step {step:,} of {training.total_steps:,}; the same command goes on",
+                f"stopped after step {step:,} of {training.total_steps:,} ({why}); the same command goes on",
                 file=sys.stderr,
             )
     return 0 if finished else STOPPED
 
 
-def _sweep(arguments: Sequence[str]) -> int:
+def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
     from lape_ds.training import ranks
     from lape_ds.training.sweep import train_sweep
 
     recipe = load_recipe(arguments[0], arguments[1:])
     ranks.join(recipe.launch.timeout_minutes)
-    return 0 if train_sweep(recipe) else STOPPED
+    return 0 if train_sweep(recipe, stop) else STOPPED
 
 
 def run(arguments: Sequence[str]) -> None:

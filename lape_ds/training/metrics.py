@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lape_ds.writing import write_text
+from lape_ds.writing import sync, told_if_unwritable, write_text
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -23,22 +23,43 @@ class Metrics:
         engine: Whose monitor also gets the numbers.
         resumed_step: Lines of later steps, written before an interruption, are dropped: no step stands twice. -1 where the
             run begins.
+
+    Attributes:
+        failure: Why a line could not be written; the loop stops all ranks for it, as the first one alone must not.
     """
 
     def __init__(self, path: Path | None, engine: DeepSpeedEngine, *, resumed_step: int) -> None:
         self._path = path
+        self.failure: OSError | None = None
         self._monitor = engine.monitor
         if path is not None:
             _keep_until(path, resumed_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one line; `values` are numbers, dictionaries of numbers, or words, which the monitor does not get."""
-        if self._path is None:
+        if self._path is None or self.failure is not None:  # nothing behind half a line
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        except OSError as error:
+            self.failure = error
+            return
         if self._monitor.enabled:
             self._monitor.write_events([(f"lape_ds/{key}", value, step) for key, value in _flat(values)])
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint must not outlive the lines that lead to it.
+
+        Raises:
+            UserError: They are not, or a line could not be written.
+        """
+        if self._path is None:
+            return
+        with told_if_unwritable(str(self._path)):
+            if self.failure is not None:
+                raise self.failure
+            sync(self._path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +72,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+    """Also drops that the run had diverged: it goes on."""
+    lines = read_metrics(path) if path.exists() else []
+    kept = [line for line in lines if line["step"] <= step and "diverged" not in line]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

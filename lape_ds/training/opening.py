@@ -5,13 +5,10 @@ After the set-up, when nothing is left to refuse. The first rank only.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sys
 from pathlib import Path
-from typing import IO
 
-from lape_ds.errors import UserError
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, freeze_recipe
 from lape_ds.runlog import write_run_json
@@ -20,26 +17,26 @@ from lape_ds.training.loop import Training
 from lape_ds.training.memory import describe_memory, num_parameters
 from lape_ds.training.ranks import world_size
 from lape_ds.training.run_folder import RUN_SECTIONS
+from lape_ds.writing import told_if_unwritable
 
 
-def open_run_folder(recipe: Recipe, run_dir: Path) -> IO[str]:
-    """Makes the folder this run's own; the lock lasts as long as the file returned stays open."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is training in {run_dir}; wait for it, or set another train.run_name"
-        ) from None
-    if recipe.train.resume == "never" and run_dir.exists():
-        shutil.rmtree(run_dir)
-    freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
-    return lock
+def open_run_folder(recipe: Recipe, run_dir: Path) -> None:
+    """Makes the folder this recipe's."""
+    with told_if_unwritable(str(run_dir)):
+        if recipe.train.resume == "never" and run_dir.exists():
+            shutil.rmtree(run_dir)
+        freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
 
 
 def write_start(training: Training, chosen: NeuronSet | None) -> None:
     """Writes what the run is made of, and tells what it costs."""
+    with told_if_unwritable(str(training.run_dir)):
+        _write_facts(training, chosen)
+    print(describe_memory(training.engine, training.trained), file=sys.stderr)
+    _tell_what_differs(training)
+
+
+def _write_facts(training: Training, chosen: NeuronSet | None) -> None:
     if chosen is not None:
         chosen.save(training.run_dir / "neurons.safetensors")
     facts = {
@@ -52,8 +49,6 @@ def write_start(training: Training, chosen: NeuronSet | None) -> None:
         "model_fingerprint": training.state.base_fingerprint,
     }
     write_run_json(training.run_dir, training.recipe, facts)
-    print(describe_memory(training.engine, training.trained), file=sys.stderr)
-    _tell_what_differs(training)
 
 
 def _tell_what_differs(training: Training) -> None:

@@ -29,9 +29,10 @@ from lape_ds.subnetwork.entries import entry_masks
 from lape_ds.training.heartbeat_hub import name_ranks
 from lape_ds.training.inputs import Inputs
 from lape_ds.training.ranks import by_first, gather, local_rank, rank, together
+from lape_ds.writing import check_writable, told_if_unwritable
 
 _SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
-_CHECKPOINTS = 3  # last, best, and the one that is being written
+_MORE_CHECKPOINTS = 2  # best, and the one that is being written
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}  # fp32 values beside the master
 
 
@@ -116,6 +117,7 @@ def _check_recipe(recipe: Recipe) -> None:
 
 def _check_run_folder(run_dir: Path) -> None:
     """All ranks write a checkpoint's parts into one folder: it must be one, and each host must be allowed to."""
+    together(lambda: check_writable(run_dir / "checkpoints"))
     name, up = by_first(lambda: _leave_token(run_dir))
     place = _upwards(run_dir)[up]
     first = by_first(socket.gethostname)
@@ -153,12 +155,8 @@ def _find_token(place: Path, name: str, first_host: str) -> None:
 
 
 def _try_writing(path: Path) -> None:
-    try:
+    with told_if_unwritable(f"to {path.parent}"):
         path.write_bytes(b"lape-ds preflight\n")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {path.parent}: {error.strerror}; make room, mend its permissions, or set another output_dir"
-        ) from error
 
 
 def _check_files(recipe: Recipe, folder: Path) -> str:
@@ -227,12 +225,12 @@ def _check_disk(recipe: Recipe, num_trained: int) -> None:
     run_dir = recipe.run_dir
     size = 4 * (1 + _STATES[recipe.train.optimizer.name])
     there: Sequence[Path] = list(run_dir.glob("checkpoints/step-*"))
-    more = max(1, _CHECKPOINTS - len(there))
+    more = max(1, recipe.train.keep_checkpoints + _MORE_CHECKPOINTS - len(there))
     place = next(place for place in _upwards(run_dir) if place.is_dir())
     needed, free = more * size * num_trained, shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
             f"{place} has {free / 1e9:.3g} GB free, and the checkpoints of this run take {needed / 1e9:.3g} GB there: {more} "
-            f"({num_trained:,} trained weights x {size} bytes; last, best and the one being written); make room, or set "
+            f"({num_trained:,} trained weights x {size} bytes; train.keep_checkpoints, best and the one being written); make room, or set "
             "output_dir to another disk"
         )

@@ -22,6 +22,7 @@ _HOW = {
     "gradient_checkpointing",
     "torch_compile",
     "checkpoint_every_steps",
+    "keep_checkpoints",
 }
 _HOW |= {"resume", "tensorboard", "wandb"}
 RUN_SECTIONS = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,35 +14,49 @@ from torch import Tensor
 from lape_ds.errors import Diverged, UserError
 from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState, checkpoint_name
-from lape_ds.training.ranks import by_first, rank, together
-from lape_ds.writing import write_json
+from lape_ds.training.checksums import file_seal, sealed
+from lape_ds.training.ranks import by_first, gather, rank, together
+from lape_ds.writing import sync, told_if_unwritable, write_json
+
+Seal = tuple[str, dict[str, Any]]  # a file's name, size and digest
 
 
 def save_checkpoint(folder: Path, trained: Trained, state: CheckpointState) -> Path:
-    """Writes `folder/step-N`, over one that is there. Collective: every rank must enter it.
+    """Writes `folder/step-N`, which must not be there. Collective: every rank must enter it.
+
+    All of it is on the disk before it has its name, and the name is before this returns.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: A rank could not write; earlier checkpoints are as they were.
+        UserError: A rank could not write; earlier checkpoints are as they were and nothing else is left behind.
         Diverged: A rank holds weights that are not finite; likewise.
     """
     target = folder / checkpoint_name(state.step)
     temporary = folder / f".{target.name}.tmp"
-    by_first(lambda: _make_empty(temporary))
-    together(lambda: _write_rank(temporary, trained))
-    by_first(lambda: _finish(temporary, target, trained, state))
+    try:
+        by_first(lambda: _make_empty(temporary, target))
+        seals = dict(gather(together(lambda: _write_rank(temporary, trained))))
+        by_first(lambda: _finish(temporary, target, trained, state, seals))
+    finally:
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _make_empty(folder: Path) -> None:
-    with _told(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+def _make_empty(temporary: Path, target: Path) -> None:
+    if target.exists():  # never replaced: there would be a moment with neither
+        raise UserError(
+            f"{target} appeared while this job trained: another one writes into this run; end one of them, then give the same "
+            "command again"
+        )
+    with told_if_unwritable(f"the checkpoint {target}"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
 
 
-def _write_rank(folder: Path, trained: Trained) -> None:
+def _write_rank(folder: Path, trained: Trained) -> Seal:
     tensors: dict[str, Tensor] = {}
     for held in trained.entry_ranges():
         if not held.masters.isfinite().all():
@@ -55,27 +68,28 @@ def _write_rank(folder: Path, trained: Trained) -> None:
             continue
         for key, value in {"master": held.masters, **held.state}.items():
             tensors[f"{key}|{held.name}|{held.start}"] = value.cpu().contiguous().clone()
-    with _told(folder):
-        save_file(tensors, folder / f"rank-{rank():05d}.safetensors")
+    path = folder / f"rank-{rank():05d}.safetensors"
+    with told_if_unwritable(f"the checkpoint {path}"):
+        _save(tensors, path)
+        sync(path)
+        # Read back: what the digest vouches for is the file, not what was meant to be in it.
+        return path.name, file_seal(path)
 
 
-def _finish(temporary: Path, target: Path, trained: Trained, state: CheckpointState) -> None:
-    scalars = {key: float(value) for key, value in trained.state_scalars().items()}
-    with _told(temporary):
-        write_json(
-            temporary / "state.json", {"schema_version": SCHEMA_VERSION, **vars(state), "scalars": scalars}
-        )
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Turns a failed write into one line."""
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write the checkpoint {folder.parent}: {error}; make room or set another output_dir, then give the same "
-            "command again: earlier checkpoints are as they were"
-        ) from error
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, told in its own type
+        raise OSError(str(error)) from error
+
+
+def _finish(
+    temporary: Path, target: Path, trained: Trained, state: CheckpointState, seals: dict[str, dict[str, Any]]
+) -> None:
+    scalars = {key: float(value) for key, value in trained.state_scalars().items()}
+    content = {"schema_version": SCHEMA_VERSION, **vars(state), "scalars": scalars, "files": seals}
+    with told_if_unwritable(f"the checkpoint {target}"):
+        write_json(temporary / "state.json", sealed(content))
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,7 +27,7 @@ from lape_ds.recipe import Recipe, TrainSection, check_frozen
 from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.methods import Trained, prepare, torch_optimizer
 from lape_ds.subnetwork.recomputing import recompute_layers
-from lape_ds.training.checkpoint import CheckpointReader, CheckpointState, pointed_to
+from lape_ds.training.checkpoint import CheckpointReader, CheckpointState
 from lape_ds.training.inputs import Inputs, global_batch_size, read_inputs
 from lape_ds.training.loop import Training
 from lape_ds.training.metrics import Metrics
@@ -35,8 +35,11 @@ from lape_ds.training.opening import open_run_folder, write_start
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.preflight import check_inputs, preflight
 from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
+from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
+from lape_ds.training.run_lock import take_lock
 from lape_ds.training.zero import check_offload, check_version, engine_config, initialize
+from lape_ds.writing import told_if_unwritable
 
 
 def set_up(recipe: Recipe) -> Training:
@@ -54,10 +57,12 @@ def set_up(recipe: Recipe) -> Training:
     inputs = read_inputs(recipe, folder, base_fingerprint)
     check_inputs(recipe, folder, inputs)
     torch.manual_seed(recipe.seed)
-    last = by_first(lambda: pointed_to(recipe.run_dir / "checkpoints", "last"))
-    checkpoint = together(lambda: _resumed(recipe, last, base_fingerprint, inputs.identity))
+    run_lock = together(lambda: take_lock(recipe.run_dir) if rank() == 0 else None)
+    checkpoint = None
+    if recipe.train.resume == "auto":
+        checkpoint = resumed_checkpoint(recipe.run_dir, base_fingerprint, inputs.identity)
     config = together(lambda: _config(recipe, recipe.run_dir, folder))
-    return _build(recipe, folder, base_fingerprint, inputs, checkpoint, config)
+    return _build(recipe, folder, base_fingerprint, inputs, checkpoint, config, run_lock)
 
 
 def _build(
@@ -67,6 +72,7 @@ def _build(
     inputs: Inputs,
     checkpoint: CheckpointReader | None,
     config: dict[str, Any],
+    run_lock: IO[str] | None,
 ) -> Training:
     """Loads the model and makes of all that is read a training."""
     run_dir = recipe.run_dir
@@ -75,7 +81,7 @@ def _build(
     loss = together(lambda: LanguageModelLoss(model))
     anchor = together(lambda: _anchor(recipe, folder))
     # Only now, when nothing is left to refuse: what an earlier run left is touched, and this recipe is the folder's.
-    run_lock = together(lambda: open_run_folder(recipe, run_dir) if rank() == 0 else None)
+    by_first(lambda: open_run_folder(recipe, run_dir))
     engine = initialize(loss, torch_optimizer(trained), config)
     if pull is not None:
         trained.anchor_to(pull)
@@ -83,9 +89,6 @@ def _build(
     if checkpoint is not None:
         trained.load_entries(checkpoint.read, checkpoint.scalars)
     new = CheckpointState(0, base_fingerprint, trained.num_entries, inputs.identity, best=None)
-    state = new if checkpoint is None else checkpoint.state
-    resumed_step = -1 if checkpoint is None else state.step
-    metrics_path = run_dir / "metrics.jsonl" if rank() == 0 else None
     training = Training(
         recipe=recipe,
         run_dir=run_dir,
@@ -94,16 +97,27 @@ def _build(
         trained=trained,
         blocks=inputs.blocks,
         heldout=inputs.heldout,
-        metrics=Metrics(metrics_path, engine, resumed_step=resumed_step),
+        metrics=together(lambda: _metrics(run_dir, engine, checkpoint)),
         prefix_token_id=inputs.prefix_token_id,
         global_batch_size=global_batch_size(recipe),
         total_steps=inputs.total_steps,
-        state=state,
+        state=new if checkpoint is None else checkpoint.state,
         anchor=anchor,
     )
-    if rank() == 0:
-        write_start(training, inputs.chosen)
+    by_first(lambda: write_start(training, inputs.chosen))
     return training
+
+
+def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReader | None) -> Metrics:
+    path = run_dir / "metrics.jsonl" if rank() == 0 else None
+    with told_if_unwritable(str(path)):
+        return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
+
+
+def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReader | None) -> Metrics:
+    path = run_dir / "metrics.jsonl" if rank() == 0 else None
+    with told_if_unwritable(str(path)):
+        return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
 
 
 def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
@@ -153,24 +167,6 @@ def _prepare(
         for layer in decoder_layers(model):
             layer.compile()
     return trained, pull
-
-
-def _resumed(
-    recipe: Recipe, folder: Path | None, base_fingerprint: str, identity: Mapping[str, str]
-) -> CheckpointReader | None:
-    """The checkpoint to go on from, if there is one and it is of this very run."""
-    if folder is None or recipe.train.resume == "never":
-        return None
-    checkpoint = CheckpointReader(folder)
-    now = {"base model": base_fingerprint[:16], **identity}
-    then = {"base model": checkpoint.state.base_fingerprint[:16], **checkpoint.state.identity}
-    for name in dict.fromkeys([*then, *now]):
-        if now.get(name) != then.get(name):
-            raise UserError(
-                f"{folder.parent.parent} cannot go on: {name} was {then.get(name)} when it stopped and is {now.get(name)} now; "
-                "restore that, or begin another run with train.run_name=… (train.resume=never discards this one)"
-            )
-    return checkpoint
 
 
 def _config(recipe: Recipe, run_dir: Path, folder: Path) -> dict[str, Any]:

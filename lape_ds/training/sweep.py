@@ -16,23 +16,27 @@ from dataclasses import dataclass
 
 from lape_ds.errors import Diverged
 from lape_ds.recipe import Recipe, SweepRun, SweepSection, sweep_runs
-from lape_ds.training.loop import StopRequest, Training, run_training
+from lape_ds.training.loop import Training, run_training
 from lape_ds.training.ranks import by_first, rank, start
 from lape_ds.training.run_folder import read_finished
 from lape_ds.training.setup import set_up
+from lape_ds.training.stopping import StopRequest
 
 
-def train_sweep(recipe: Recipe) -> bool:
+def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
     """Trains every run that is neither finished nor in another worker's hands. Every rank must call it.
 
+    Args:
+        recipe: As loaded.
+        stop: Is asked at the boundaries of steps.
+
     Returns:
-        Whether the end of the list was reached; False after SIGTERM or SIGINT, with a checkpoint of the run at hand.
+        Whether the end of the list was reached; False after a stop request, with a checkpoint of the run at hand.
 
     Raises:
         UserError: Something in the recipe or its files must be mended. A run that diverges is a result.
     """
     start()
-    stop = StopRequest()
     keep_checkpoints = (recipe.sweep or SweepSection()).keep_checkpoints
     base = _Base()
     for run in sweep_runs(recipe):

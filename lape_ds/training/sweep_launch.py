@@ -17,6 +17,7 @@ from lape_ds.recipe import Recipe, SweepRun, SweepSection, check_frozen, sweep_r
 from lape_ds.runlog import Progress
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import RUN_SECTIONS, read_facts, read_finished
+from lape_ds.training.stopping import STOPPED
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LINES_OF_LOG = 20
@@ -127,7 +128,7 @@ def _tell_failure(code: int, logs: Sequence[Path]) -> None:
         told = [line for lines in texts.values() for line in lines if line.startswith("error: ")]
         if told:
             raise UserError(told[0].removeprefix("error: "))
-    if code != 130:
+    if code != STOPPED:
         for path, lines in texts.items():
             print(f"-- the end of {path}:", *lines[-_LINES_OF_LOG:], sep="\n", file=sys.stderr)
     else:

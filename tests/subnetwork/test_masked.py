@@ -102,6 +102,12 @@ def test_settings_that_hide_the_masters_are_refused(zero: dict[str, Any], messag
         masked_config({"zero_optimization": {"stage": 3, **zero}})
 
 
+def test_universal_checkpoints_are_refused() -> None:
+    """DeepSpeed's conversion narrows moments that are as large as their weights; a mask's are not."""
+    with pytest.raises(UserError, match=r"checkpoint\.load_universal: true needs moments for whole weights"):
+        masked_config({"checkpoint": {"load_universal": True}})
+
+
 def test_masked_config_leaves_the_users_own_alone() -> None:
     config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "train_batch_size": 3}
     assert masked_config(config).items() >= config.items()

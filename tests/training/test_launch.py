@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lape_ds.training.launch import options_of_workers, run_launchers
-from lape_ds.training.main import STOPPED
+from lape_ds.training.stopping import STOPPED
 
 
 def test_without_a_gpu_every_worker_has_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.identify import identify
 from lape_ds.recipe import load_recipe
-from lape_ds.training.checkpoint import CheckpointReader, pointed_to
+from lape_ds.training.checkpoint import open_checkpoint
 from lape_ds.training.export import export_model
 from tests.processes import run_ranks
 from tests.training.test_train import run, steps_of
@@ -25,14 +25,13 @@ def exported(run_dir: Path) -> dict[str, Tensor]:
 
 def trained_values(run_dir: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every tensor of the last checkpoint, flat, as it was saved."""
-    folder = pointed_to(run_dir / "checkpoints", "last")
-    assert folder is not None
-    reader = CheckpointReader(folder)
+    reader = open_checkpoint(run_dir / "checkpoints", "last")
+    assert reader is not None
     found = {}
     for name in reader.names:
         parts = [
             load_file(path)[key].flatten()
-            for path in sorted(folder.glob("rank-*.safetensors"))
+            for path in sorted(reader.folder.glob("rank-*.safetensors"))
             for key in load_file(path)
             if key.split("|")[:2] == ["master", name]
         ]

@@ -14,7 +14,7 @@ import torch
 from lape_ds.errors import UserError
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import load_recipe
-from lape_ds.training.checkpoint import CheckpointReader, pointed_to
+from lape_ds.training.checkpoint import open_checkpoint
 from lape_ds.training.export import export_model
 from tests.processes import REPO
 
@@ -116,9 +116,8 @@ def test_a_diverged_step_is_not_kept(tiny_recipe: Path) -> None:
     code, errors = train(tiny_recipe, *overrides)
     assert code == 2
     assert "training has diverged" in errors
-    last = pointed_to(load_recipe(str(tiny_recipe), overrides).run_dir / "checkpoints", "last")
-    if last is not None:
-        reader = CheckpointReader(last)
+    reader = open_checkpoint(load_recipe(str(tiny_recipe), overrides).run_dir / "checkpoints", "last")
+    if reader is not None:
         for name in reader.names:
             assert reader.read_key("master", name, 0, 1).isfinite().all()
 

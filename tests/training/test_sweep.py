@@ -17,9 +17,9 @@ import pytest
 from lape_ds.errors import UserError
 from lape_ds.recipe import SweepRun, load_recipe, sweep_runs
 from lape_ds.training.export import export_model
-from lape_ds.training.main import STOPPED
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import read_finished
+from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO, run_ranks
 
 SWEEP = [
@@ -87,7 +87,7 @@ def swept(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     logs = [folder / f"{number}.log" for number in range(3)]
     code = stop_in_the_middle(start(tiny_recipe, overrides, logs[0]), runs, logs[0])
     done = {run.run_dir: (run.run_dir / "metrics.jsonl").read_bytes() for run in finished(runs)}
-    checkpoints = [path for run in runs for path in run.run_dir.glob("checkpoints/last.json")]
+    checkpoints = [path for run in runs for path in run.run_dir.glob("checkpoints/step-*/state.json")]
     for log in logs[1:]:
         assert start(tiny_recipe, overrides, log).wait(timeout=300) == 0, log.read_text()
     return Swept(overrides, runs, code, done, checkpoints, logs[1].read_text(), logs[2].read_text())

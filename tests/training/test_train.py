@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.export import export_model
-from lape_ds.training.main import STOPPED
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.outcome import read_outcome
+from lape_ds.training.stopping import STOPPED
 from tests.conftest import NEURONS
 from tests.oracles.subnetwork import entry_positions
 from tests.processes import REPO, run_ranks

@@ -1,0 +1,61 @@
+"""One job to a run folder.
+
+Part of set-up; the first rank holds the lock until its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from lape_ds.errors import UserError
+from lape_ds.writing import told_if_unwritable
+
+
+def take_lock(run_dir: Path) -> IO[str]:
+    """Makes a run folder this job's own, as long as the file returned stays open; it lies beside the folder.
+
+    The file says who has it. Between hosts it works where the network filesystem passes locks on (NFS does unless mounted with
+    `local_lock`); where there are no locks at all, a warning says so.
+
+    Raises:
+        UserError: Another job has it.
+    """
+    path = run_dir.parent / f".{run_dir.name}.lock"
+    with told_if_unwritable(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+", encoding="utf-8")  # not "w": that would empty the holder's
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = " ".join(lock.read().split())
+        raise UserError(
+            f"another process is training in {run_dir}{holder and f' ({holder})'}; wait for it, or set another train.run_name"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        print(
+            f"warning: the filesystem of {path} has no locks ({error.strerror}): nothing keeps a second job from training there",
+            file=sys.stderr,
+        )
+    with told_if_unwritable(str(path)):
+        lock.truncate(0)
+        lock.write(f"{_this_job()}\n")
+        lock.flush()
+    return lock
+
+
+def _this_job() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return (
+        f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}, since {since}"
+    )
