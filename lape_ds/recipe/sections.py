@@ -22,6 +22,7 @@ from pydantic import (
 from lape_ds.languages import find_language
 from lape_ds.recipe.base import NAME, Section
 from lape_ds.recipe.engine_keys import check_engine_keys
+from lape_ds.recipe.environment import Environment
 from lape_ds.recipe.sweep_section import SweepSection
 
 Value = TypeVar("Value")
@@ -371,6 +372,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     launch: LaunchSection = LaunchSection()
+    env: Environment = {}  # variables of every process, e.g. {NCCL_SOCKET_IFNAME: ib0}
     eval: EvalSection = EvalSection()
     sweep: SweepSection | None = None  # None: every method at its own rates
 

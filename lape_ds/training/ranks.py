@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lape_ds.errors import Diverged, UserError
+from lape_ds.errors import Diverged, UserError, first_line
+from lape_ds.training.launchers.job import free_port
 
 Result = TypeVar("Result")
 
@@ -36,23 +37,28 @@ def local_rank() -> int:
 
 
 def start() -> None:
-    """Joins the process group (a group of one when started without a launcher)."""
-    defaults = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29531",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    """Joins the process group (a group of one when started without a launcher).
+
+    Raises:
+        UserError: The first rank cannot listen on the port.
+    """
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     share_cores()
     # It asks this table for one thing, a shared-memory reduction for CPU ranks, and would compile it here: a C++ compiler, half a
     # minute, and nothing gained at the sizes one trains on a CPU. Left to itself it fills the table by test compilations.
     deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    try:
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    except dist.DistNetworkError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank()} cannot join the others at {where} ({first_line(error)}); is the port taken, or the address not to be "
+            "reached from this node? give others with --master_addr and --master_port"
+        ) from None
 
 
 def share_cores() -> None:
