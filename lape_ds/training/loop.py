@@ -76,11 +76,11 @@ class Training:
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT; the loop ends at the next step boundary, when all ranks know."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1; the loop ends at the next step boundary, when all ranks know."""
 
     def __init__(self) -> None:
         self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

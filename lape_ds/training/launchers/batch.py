@@ -51,8 +51,8 @@ def run_batch(arguments: Sequence[str]) -> int:
             for number in came[passed_on:]:
                 step.send_signal(number)
             passed_on = len(came)
-    # A stage other than training has no step boundary to wait for: the signal ends it, and what it had finished stays.
-    interrupted = code == STOPPED or (stage != "train" and code == 128 + signal.SIGUSR1)
+    # Told while it starts, or in a stage other than training, it dies of the signal; what it had finished stays.
+    interrupted = code in (STOPPED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
     return _requeue() if interrupted else code
 
 

@@ -25,7 +25,7 @@ from lape_ds.training.main import STOPPED
 # A node that was still being started when it was told to stop has not heard of it.
 _SECONDS_BETWEEN_STOPS = 5.0
 # A host that has lost its power or network says nothing: after three of these ssh takes it for gone.
-_SSH_OPTIONS = "-oBatchMode=yes -oConnectTimeout=15 -oServerAliveInterval=10 -oServerAliveCountMax=3"
+_SSH_OPTIONS = "-oBatchMode=yes -oServerAliveInterval=10 -oServerAliveCountMax=3"
 _ENDED = re.compile(r"pdsh@[^:]*: (\S+): ssh exited with exit code (\d+)\s*")
 _NO_CONNECTION = 255  # ssh's own
 
