@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lape_ds.recipe import load_recipe
+from tests.cluster.hosts import run_on_hosts
 from tests.cluster.machines import HOSTS, install_programs, slurm_nodes, ssh_hosts
 
 STEPS = 100
@@ -56,3 +58,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     """The environment in which sbatch reaches two nodes."""
     with slurm_nodes(folder) as environment:
         yield os.environ | environment
+
+
+@pytest.fixture(scope="session")
+def undisturbed(recipe: Path, pdsh: Mapping[str, str]) -> Path:
+    """A run folder: identified and trained on both hosts without an interruption."""
+    run_on_hosts("identify", recipe, env=pdsh)
+    run_on_hosts("train", recipe, env=pdsh)
+    return load_recipe(recipe).run_dir

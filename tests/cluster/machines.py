@@ -103,8 +103,9 @@ def ssh_hosts(folder: Path) -> Iterator[dict[str, str]]:
     daemon = subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=(folder / "sshd.log").open("wb"))
     try:
         _wait_for_port(HOSTS[1], port, daemon, folder / "sshd.log")
-        arguments = f"-2 -a -x -i {folder}/user -p {port} -oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no -oLogLevel=ERROR"
-        yield {"PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS": f"{arguments} -l%u %h"}
+        unknown_hosts = "-oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no -oLogLevel=ERROR"
+        arguments = f"-2 -a -x -i {folder}/user -p {port} {unknown_hosts} -l%u %h"
+        yield {"PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS": arguments}
     finally:
         _end([daemon])
         if made:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,51 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lape_ds.recipe import load_recipe
 from lape_ds.training.launchers.job import Job, node_command
 from lape_ds.training.main import STOPPED
 from tests.cluster.conftest import ENVIRONMENT, STEPS
+from tests.cluster.hosts import run_on_hosts, start_on_hosts
 from tests.cluster.machines import HOSTS, free_ports
 from tests.cluster.watching import ranks_of, same_weights, steps_logged, steps_taken, wait_until
-from tests.processes import REPO
 
 pytestmark = pytest.mark.cluster
-
-
-def start(
-    stage: str, hostfile: Path, recipe: Path, *settings: str, env: Mapping[str, str]
-) -> subprocess.Popen[str]:
-    command = [str(REPO / "launch" / f"{stage}.sh"), "--hostfile", str(hostfile), str(recipe), *settings]
-    return subprocess.Popen(
-        command,
-        cwd=REPO,
-        env={**env, "PYTHON": sys.executable},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(stage: str, recipe: Path, *settings: str, env: Mapping[str, str]) -> str:
-    process = start(stage, recipe.parent / "hosts", recipe, *settings, env=env)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
-    return printed
-
-
-@pytest.fixture(scope="session")
-def undisturbed(recipe: Path, pdsh: Mapping[str, str]) -> Path:
-    """A run folder: identified and trained on both hosts without an interruption."""
-    run("identify", recipe, env=pdsh)
-    run("train", recipe, env=pdsh)
-    return load_recipe(recipe).run_dir
 
 
 def test_from_recipe_to_table(recipe: Path, pdsh: Mapping[str, str], undisturbed: Path) -> None:
     assert steps_logged(undisturbed) == list(range(1, STEPS + 1))
     assert same_weights(undisturbed, undisturbed)  # exports
-    printed = run("eval", recipe, env=pdsh)
+    printed = run_on_hosts("eval", recipe, env=pdsh)
     assert "base" in printed
     assert "subnetwork" in printed
     assert not any(
@@ -91,7 +59,7 @@ def test_ctrl_c_stops_both_hosts_and_nobody_else(
     settings = ["train.run_name=stopped"]
     hostfile = recipe.parent / "hosts"
 
-    launcher = start("train", hostfile, recipe, *settings, env=pdsh)
+    launcher = start_on_hosts("train", hostfile, recipe, *settings, env=pdsh)
     wait_until(lambda: steps_taken(run_dir) > 2, "third step")
     ranks = ranks_of("stopped")
     assert sorted(rank["SSH_CONNECTION"].split()[2] for rank in ranks.values()) == list(HOSTS)
@@ -107,7 +75,7 @@ def test_ctrl_c_stops_both_hosts_and_nobody_else(
     stopped_at = steps_taken(run_dir)
     assert 2 < stopped_at < STEPS
 
-    launcher = start("train", hostfile, recipe, *settings, env=pdsh)
+    launcher = start_on_hosts("train", hostfile, recipe, *settings, env=pdsh)
     wait_until(lambda: steps_taken(run_dir) > stopped_at + 2, "further step")
     victim = next(number for number, rank in ranks_of("stopped").items() if rank["RANK"] == "1")
     started = time.monotonic()
@@ -122,7 +90,7 @@ def test_ctrl_c_stops_both_hosts_and_nobody_else(
 
 def test_launcher_killed_ends_the_ranks(recipe: Path, pdsh: Mapping[str, str], undisturbed: Path) -> None:
     """Nothing can be told to anybody then: the ranks' hosts see that nobody holds the other end."""
-    launcher = start("train", recipe.parent / "hosts", recipe, "train.run_name=orphan", env=pdsh)
+    launcher = start_on_hosts("train", recipe.parent / "hosts", recipe, "train.run_name=orphan", env=pdsh)
     wait_until(lambda: steps_taken(undisturbed.with_name("orphan")) > 2, "third step")
     (client,) = (one for one in psutil.Process(launcher.pid).children() if one.name() == "pdsh")
     launcher.kill()
@@ -135,7 +103,7 @@ def test_launcher_killed_ends_the_ranks(recipe: Path, pdsh: Mapping[str, str], u
 def test_a_host_that_does_not_answer(recipe: Path, pdsh: Mapping[str, str], undisturbed: Path) -> None:
     hostfile = recipe.parent / "hosts-one-dead"
     hostfile.write_text(f"{HOSTS[0]} slots=1\n127.0.0.3 slots=1\n", encoding="utf-8")
-    launcher = start("train", hostfile, recipe, "train.run_name=dead", env=pdsh)
+    launcher = start_on_hosts("train", hostfile, recipe, "train.run_name=dead", env=pdsh)
     printed, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 2, printed
     assert "error: the connection to 127.0.0.3 failed or was lost" in printed
