@@ -85,7 +85,14 @@ def _ranks_per_node(recipe: Recipe) -> int:
     if told:
         return int(re.match(r"\d+", told)[0])  # type: ignore[index]
     asked, gpus = recipe.launch.num_ranks, int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
-    return min(asked or gpus, gpus) if gpus else asked or 1
+    ranks = min(asked or gpus, gpus) if gpus else asked or 1
+    cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks))
+    if cpus < ranks:  # srun would refuse it in words of its own
+        raise UserError(
+            f"the job has {cpus} CPUs on a node for {ranks} ranks: submit it with --ntasks-per-node={ranks} (and "
+            "--cpus-per-task=N), or with --exclusive"
+        )
+    return ranks
 
 
 def _with_language(command: CommandLine) -> CommandLine:

@@ -64,6 +64,8 @@ class Node:
                     process.send_signal(signal.SIGTERM)
             if time.monotonic() > deadline:
                 self._kill()
+        for number in STOP_SIGNALS:  # one that comes now must not change the code that we end with
+            signal.signal(number, signal.SIG_IGN)
         failed = failed or self._failure()
         return failed or (STOPPED if any(process.returncode for process in self._processes) else 0)
 

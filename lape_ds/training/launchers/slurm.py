@@ -51,7 +51,8 @@ def become_rank() -> None:
     environ["RANK"] = environ["SLURM_PROCID"]
     environ["WORLD_SIZE"] = str(num_tasks())
     environ["LOCAL_WORLD_SIZE"] = str(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node])
-    environ.setdefault("MASTER_ADDR", node_address(node_names(environ["SLURM_STEP_NODELIST"])[0]))
+    if "MASTER_ADDR" not in environ:
+        environ["MASTER_ADDR"] = node_address(node_names(environ["SLURM_STEP_NODELIST"])[0])
     # The same for all tasks without a word between them. `sbatch launch/slurm.sbatch` looks for one that is free.
     number = int(environ["SLURM_JOB_ID"]) * 7 + int(environ["SLURM_STEP_ID"])
     environ.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _NUM_PORTS))

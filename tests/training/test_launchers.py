@@ -1,0 +1,225 @@
+"""Command lines, hosts, what Slurm says; and a node of real processes that end, fail, are stopped and are abandoned."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from lape_ds.errors import UserError
+from lape_ds.training.launchers.hosts import chosen_hosts, read_hostfile
+from lape_ds.training.launchers.job import Job, node_command
+from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
+from lape_ds.training.launchers.slurm import become_rank, tasks_per_node
+from lape_ds.training.main import STOPPED
+from tests.processes import REPO
+
+
+def read(*arguments: str) -> CommandLine:
+    return read_command_line(arguments, script="launch/train.sh", allowed=HOST_OPTIONS)
+
+
+def test_options_and_settings_are_told_apart() -> None:
+    command = read("--hostfile", "hosts", "--num-gpus=2", "r.yaml", "train.tokens=5", "name=--x")
+    assert command == CommandLine(
+        {"hostfile": "hosts", "num_gpus": "2"}, "r.yaml", ["train.tokens=5", "name=--x"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["r.yaml", "--hostfile", "hosts"], "--hostfile is a launcher option and goes before the recipe"),
+        (["r.yaml", "--num-gpus=2"], "--num-gpus is a launcher option and goes before the recipe"),
+        (["r.yaml", "--lr", "1"], "unknown option --lr: behind the recipe stand its settings, key=value"),
+        (["--hostfil", "hosts", "r.yaml"], "unknown option --hostfil; did you mean --hostfile?"),
+        (["-H", "hosts", "r.yaml"], "unknown option -H"),
+        (["train.tokens=5", "r.yaml"], "train.tokens=5 stands before the recipe"),
+        (["--hostfile"], "--hostfile needs a value"),
+        (["--num_gpus", "two", "r.yaml"], "--num_gpus must be a number from 1, not 'two'"),
+        (["--master_port", "70000", "r.yaml"], "--master_port must be a number from 1 to 65535"),
+        (["--num_gpus", "1", "--num-gpus", "2", "r.yaml"], "--num_gpus is given twice"),
+        ([], "which recipe? usage: launch/train.sh"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read(*arguments)
+    assert message in str(refused.value)
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text("# ours\nn1 slots=2\n\nn2 slots=4  # bigger\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"n1": ["0", "1"], "n2": ["0", "1", "2", "3"]}),
+        ({"include": "n2:1,3@n1"}, {"n1": ["0", "1"], "n2": ["1", "3"]}),
+        ({"exclude": "n2:0@n1"}, {"n2": ["1", "2", "3"]}),
+        ({"num_nodes": "1"}, {"n1": ["0", "1"]}),
+        ({"num_gpus": "1"}, {"n1": ["0"], "n2": ["0"]}),
+    ],
+)
+def test_hosts_of_a_hostfile(hostfile: Path, options: dict[str, str], expected: dict[str, list[str]]) -> None:
+    command = CommandLine({"hostfile": str(hostfile), **options}, "r.yaml", [])
+    assert chosen_hosts(command, num_ranks=8) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"include": "n3"}, "--include: no host 'n3'; there are n1, n2"),
+        ({"include": "n1:2"}, "--include: n1 has no slot '2'; it has 0, 1"),
+        ({"exclude": "n1@n2"}, "--exclude leaves no host"),
+        ({"include": "n1", "exclude": "n2"}, "cannot go together"),
+        ({"include": "n1", "num_gpus": "1"}, "cannot go with --include"),
+        ({"num_nodes": "3"}, "there are only 2"),
+        ({"num_gpus": "3"}, "n1 has only 2 slots"),
+    ],
+)
+def test_hosts_that_are_not_there(hostfile: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        chosen_hosts(CommandLine({"hostfile": str(hostfile), **options}, "r.yaml", []), num_ranks=None)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["n1\n", "n1 slots=0\n", "n1 slots=1\nn1 slots=2\n", "# none\n"])
+def test_bad_hostfiles(tmp_path: Path, text: str) -> None:
+    (tmp_path / "hosts").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="hostfile"):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_ranks_on_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_hosts(CommandLine({}, "r.yaml", []), num_ranks=2) == {"localhost": ["0", "1"]}
+    assert chosen_hosts(CommandLine({"num_gpus": "3"}, "r.yaml", []), num_ranks=2) == {
+        "localhost": ["0", "1", "2"]
+    }
+
+
+def test_ranks_are_numbered_over_hosts() -> None:
+    job = Job.decoded(Job({"n1": ["0", "1"], "n2": ["2"]}, "m", ["a b", "ü=%h"], "n1", 1).encoded())
+    assert job.arguments == ["a b", "ü=%h"]
+    (rank,) = job.rank_environments("n2")
+    assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == ("2", "0", "3")
+    assert (rank["LOCAL_WORLD_SIZE"], rank["CUDA_VISIBLE_DEVICES"], rank["MASTER_ADDR"]) == ("1", "2", "n1")
+    assert [rank["RANK"] for rank in job.rank_environments("n1")] == ["0", "1"]
+
+
+def test_tasks_per_node_as_slurm_writes_them() -> None:
+    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+    assert tasks_per_node("8") == [8]
+
+
+@pytest.mark.parametrize(("visible", "local_rank"), [("0,1,2,3", "3"), ("0", "0")])
+def test_a_task_with_a_gpu_of_its_own_takes_the_first(
+    monkeypatch: pytest.MonkeyPatch, visible: str, local_rank: str
+) -> None:
+    """`--gpus-per-task=1` shows each task one GPU; whoever took number 3 of it would fail."""
+    told = {"SLURM_STEP_ID": "1", "SLURM_JOB_ID": "77", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
+    told |= {"SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+    told |= {"CUDA_VISIBLE_DEVICES": visible, "MASTER_ADDR": "n1"}
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that they are taken away again
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    become_rank()
+    assert [os.environ[name] for name in names[:4]] == ["7", local_rank, "8", "4"]
+    assert int(os.environ["MASTER_PORT"]) < 32_768  # below the ports that systems give to clients
+
+
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+SAVING = f"signal.signal(signal.SIGTERM, lambda *_: os._exit({STOPPED})); "
+
+
+def start_node(tmp_path: Path, code: str, *, num_ranks: int = 2) -> subprocess.Popen[str]:
+    """A node whose processes run `code`, with `rank` there, and say `up`."""
+    text = f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}\n"
+    (tmp_path / "ranks_code.py").write_text(text, encoding="utf-8")
+    job = Job({"localhost": [str(slot) for slot in range(num_ranks)]}, "ranks_code", [], "127.0.0.1", 1)
+    return subprocess.Popen(
+        node_command(job, "localhost"),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(tmp_path)])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_ranks(node: subprocess.Popen[str], number: int = 2) -> list[psutil.Process]:
+    assert node.stdout is not None
+    for _ in range(number):
+        assert node.stdout.readline() == "up\n"
+    return psutil.Process(node.pid).children()
+
+
+UP = "print('up', flush=True); time.sleep(60)"
+
+
+def test_a_node_ends_with_its_ranks(tmp_path: Path) -> None:
+    assert start_node(tmp_path, "pass").wait(timeout=20) == 0
+
+
+def test_a_failing_rank_ends_a_stubborn_one_at_once_and_not_one_after_the_other(tmp_path: Path) -> None:
+    fails = "if rank == 1: time.sleep(1); sys.exit(2)\n"
+    node = start_node(tmp_path, f"{STUBBORN}print('up', flush=True)\n{fails}time.sleep(60)", num_ranks=4)
+    ranks = wait_for_ranks(node, 4)
+    started = time.monotonic()
+    assert node.wait(timeout=30) == 2
+    assert (
+        time.monotonic() - started < 20
+    )  # 10 s of patience for all three; DeepSpeed's launcher: 30 s for each
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
+    node = start_node(tmp_path, SAVING + UP)
+    wait_for_ranks(node)[0].kill()
+    assert node.wait(timeout=20) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_stopped_node_waits_for_its_ranks(tmp_path: Path, number: int) -> None:
+    node = start_node(tmp_path, SAVING + UP)
+    ranks = wait_for_ranks(node)
+    node.send_signal(number)
+    assert node.wait(timeout=20) == STOPPED
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_an_abandoned_node_stops_its_ranks(tmp_path: Path) -> None:
+    node = start_node(tmp_path, SAVING + UP)
+    ranks = wait_for_ranks(node)
+    assert node.stdin is not None
+    node.stdin.close()
+    assert node.wait(timeout=20) == STOPPED
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_only_the_named_job_is_stopped(tmp_path: Path) -> None:
+    nodes = [start_node(tmp_path, SAVING + UP) for _ in range(2)]
+    for node in nodes:
+        wait_for_ranks(node)
+    token = psutil.Process(nodes[0].pid).cmdline()[3]
+    stop = [sys.executable, "-m", "lape_ds.training.launchers.node", "--stop", token]
+    subprocess.run(stop, cwd=REPO, check=True)
+    assert nodes[0].wait(timeout=20) == STOPPED
+    assert nodes[1].poll() is None
+    nodes[1].terminate()
+    assert nodes[1].wait(timeout=20) == STOPPED
