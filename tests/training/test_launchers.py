@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -147,19 +149,33 @@ STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 SAVING = f"signal.signal(signal.SIGTERM, lambda *_: os._exit({STOPPED})); "
 
 
-def start_node(tmp_path: Path, code: str, *, num_ranks: int = 2) -> subprocess.Popen[str]:
-    """A node whose processes run `code`, with `rank` there, and say `up`."""
-    text = f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}\n"
-    (tmp_path / "ranks_code.py").write_text(text, encoding="utf-8")
-    job = Job({"localhost": [str(slot) for slot in range(num_ranks)]}, "ranks_code", [], "127.0.0.1", 1)
-    return subprocess.Popen(
-        node_command(job, "localhost"),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(tmp_path)])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+StartNode = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Iterator[StartNode]:
+    """Starts nodes whose processes run some code, with `rank` there, and say `up`."""
+    with ExitStack() as nodes:
+
+        def start(code: str, *, num_ranks: int = 2) -> subprocess.Popen[str]:
+            text = f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}\n"
+            (tmp_path / "ranks_code.py").write_text(text, encoding="utf-8")
+            job = Job(
+                {"localhost": [str(slot) for slot in range(num_ranks)]}, "ranks_code", [], "127.0.0.1", 1
+            )
+            node = subprocess.Popen(
+                node_command(job, "localhost"),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(tmp_path)])},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            nodes.enter_context(node)
+            nodes.callback(node.terminate)
+            return node
+
+        yield start
 
 
 def wait_for_ranks(node: subprocess.Popen[str], number: int = 2) -> list[psutil.Process]:
@@ -169,16 +185,18 @@ def wait_for_ranks(node: subprocess.Popen[str], number: int = 2) -> list[psutil.
     return psutil.Process(node.pid).children()
 
 
-UP = "print('up', flush=True); time.sleep(60)"
+UP = "os.write(1, b'up\\n'); time.sleep(60)"
 
 
-def test_a_node_ends_with_its_ranks(tmp_path: Path) -> None:
-    assert start_node(tmp_path, "pass").wait(timeout=20) == 0
+def test_a_node_ends_with_its_ranks(start_node: StartNode) -> None:
+    assert start_node("pass").wait(timeout=20) == 0
 
 
-def test_a_failing_rank_ends_a_stubborn_one_at_once_and_not_one_after_the_other(tmp_path: Path) -> None:
+def test_a_failing_rank_ends_a_stubborn_one_at_once_and_not_one_after_the_other(
+    start_node: StartNode,
+) -> None:
     fails = "if rank == 1: time.sleep(1); sys.exit(2)\n"
-    node = start_node(tmp_path, f"{STUBBORN}print('up', flush=True)\n{fails}time.sleep(60)", num_ranks=4)
+    node = start_node(f"{STUBBORN}os.write(1, b'up\\n')\n{fails}time.sleep(60)", num_ranks=4)
     ranks = wait_for_ranks(node, 4)
     started = time.monotonic()
     assert node.wait(timeout=30) == 2
@@ -188,23 +206,23 @@ def test_a_failing_rank_ends_a_stubborn_one_at_once_and_not_one_after_the_other(
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
-    node = start_node(tmp_path, SAVING + UP)
+def test_a_killed_rank_is_a_failure(start_node: StartNode) -> None:
+    node = start_node(SAVING + UP)
     wait_for_ranks(node)[0].kill()
     assert node.wait(timeout=20) == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_stopped_node_waits_for_its_ranks(tmp_path: Path, number: int) -> None:
-    node = start_node(tmp_path, SAVING + UP)
+def test_a_stopped_node_waits_for_its_ranks(start_node: StartNode, number: int) -> None:
+    node = start_node(SAVING + UP)
     ranks = wait_for_ranks(node)
     node.send_signal(number)
     assert node.wait(timeout=20) == STOPPED
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_an_abandoned_node_stops_its_ranks(tmp_path: Path) -> None:
-    node = start_node(tmp_path, SAVING + UP)
+def test_an_abandoned_node_stops_its_ranks(start_node: StartNode) -> None:
+    node = start_node(SAVING + UP)
     ranks = wait_for_ranks(node)
     assert node.stdin is not None
     node.stdin.close()
@@ -212,8 +230,8 @@ def test_an_abandoned_node_stops_its_ranks(tmp_path: Path) -> None:
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_only_the_named_job_is_stopped(tmp_path: Path) -> None:
-    nodes = [start_node(tmp_path, SAVING + UP) for _ in range(2)]
+def test_only_the_named_job_is_stopped(start_node: StartNode) -> None:
+    nodes = [start_node(SAVING + UP) for _ in range(2)]
     for node in nodes:
         wait_for_ranks(node)
     token = psutil.Process(nodes[0].pid).cmdline()[3]

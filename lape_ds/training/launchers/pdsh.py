@@ -75,6 +75,7 @@ class _Hosts:
                     self._tell_nodes()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         reader.join()
+        pdsh.stderr.close()
         return self._outcome(pdsh.returncode, told=bool(came))
 
     def _outcome(self, code: int, *, told: bool) -> int:

@@ -53,7 +53,7 @@ def run_launchers(
                 stdout=output,
                 stderr=output,
             )
-            launchers.append(launcher)
+            launchers.append(files.enter_context(launcher))
         with stopping_on_signals(lambda: _stop(launchers)) as stopping:
             failed = 0  # what the first one to fail ended with; the others are stopped then, and end with something else
             while None in (codes := [launcher.poll() for launcher in launchers]):
