@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -27,6 +28,12 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="lape-cluster-"))
     yield path
     shutil.rmtree(path)
+    left = [
+        words
+        for one in psutil.process_iter(["cmdline"])
+        if str(path) in (words := " ".join(one.info["cmdline"] or []))
+    ]
+    assert not left, f"processes were left behind: {left}"
 
 
 @pytest.fixture(scope="session")

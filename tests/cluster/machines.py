@@ -100,7 +100,8 @@ def ssh_hosts(folder: Path) -> Iterator[dict[str, str]]:
     _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)
     sshd = shutil.which("sshd")
     assert sshd is not None
-    daemon = subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=(folder / "sshd.log").open("wb"))
+    with (folder / "sshd.log").open("wb") as log:
+        daemon = subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=log)
     try:
         _wait_for_port(HOSTS[1], port, daemon, folder / "sshd.log")
         unknown_hosts = "-oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=no -oLogLevel=ERROR"
@@ -122,6 +123,8 @@ def slurm_nodes(folder: Path) -> Iterator[dict[str, str]]:
     config = folder / "slurm.conf"
     config.write_text(_slurm_config(folder, controller, (first, second)))
     (folder / "state").mkdir()
+    # Counted, not there: so that jobs may ask for GPUs as users' do.
+    (folder / "gres.conf").write_text("AutoDetect=off\nNodeName=n[1-2] Name=gpu File=/dev/null\n")
     environment = {"SLURM_CONF": str(config)}
     daemons: list[subprocess.Popen[bytes]] = []
 
@@ -157,12 +160,18 @@ def slurm_nodes(folder: Path) -> Iterator[dict[str, str]]:
         _wait_for(lambda: _idle_nodes(environment) == 2, daemons, folder)
         yield environment
     finally:
-        subprocess.run(
-            ["scancel", "--signal=KILL", "--full", "--user=root"],
-            env=os.environ | environment,
-            check=False,
-            timeout=20,
-        )
+        told = os.environ | environment
+        for _ in range(50):  # until no job is left: steps are no children of the daemons
+            subprocess.run(
+                ["scancel", "--signal=KILL", "--full", "--user=root"], env=told, check=False, timeout=20
+            )
+            jobs = subprocess.run(
+                ["squeue", "--noheader"], env=told, capture_output=True, text=True, check=False
+            )
+            if not jobs.stdout.strip():
+                break
+            subprocess.run(["scancel", "--user=root"], env=told, check=False, timeout=20)
+            time.sleep(0.2)
         _end(daemons)
 
 
@@ -175,15 +184,15 @@ def _slurm_config(folder: Path, controller: int, nodes: tuple[int, int]) -> str:
         f"SlurmctldPort={controller}",
         "SlurmUser=root\nSlurmdUser=root",
         # A requeued job waits until credentials of its first start have expired: 2 minutes by default.
-        f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.socket,cred_expire=3",
+        f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.socket,cred_expire=5",
         f"StateSaveLocation={folder}/state\nSlurmdSpoolDir={folder}/spool.%n",
         f"SlurmctldPidFile={folder}/slurmctld.pid\nSlurmdPidFile={folder}/slurmd.%n.pid",
         "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nSwitchType=switch/none",
         "SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\nSchedulerParameters=batch_sched_delay=0,sched_interval=2",
         "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE",
-        "ReturnToService=2\nKillWait=10\nJobRequeue=1",
+        "GresTypes=gpu\nReturnToService=2\nKillWait=10\nJobRequeue=1",
         *(
-            f"NodeName=n{number} NodeHostname={here} NodeAddr={host} Port={port} CPUs={cpus} State=UNKNOWN"
+            f"NodeName=n{number} NodeHostname={here} NodeAddr={host} Port={port} CPUs={cpus} Gres=gpu:1 State=UNKNOWN"
             for number, (host, port) in enumerate(zip(HOSTS, nodes, strict=True), start=1)
         ),
         "PartitionName=normal Nodes=n1,n2 Default=YES State=UP MaxTime=INFINITE PriorityTier=1 GraceTime=30",
