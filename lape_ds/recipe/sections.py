@@ -346,7 +346,7 @@ class DeepSpeedSection(Section):
 
 
 class LaunchSection(Section):
-    """How many processes per node `lape-ds train` and `launch/train.sh` start."""
+    """How many processes per node `lape-ds train` and `launch/train.sh` start; a hostfile's slots and Slurm's tasks go before."""
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
 

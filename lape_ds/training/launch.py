@@ -12,7 +12,7 @@ from typing import NoReturn
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.launchers import slurm
-from lape_ds.training.launchers.hosts import LOCAL, chosen_hosts, local_slots, visible_gpus
+from lape_ds.training.launchers.hosts import LOCAL, chosen_hosts, first_address, local_slots, visible_gpus
 from lape_ds.training.launchers.job import COMMAND_LINE, TRAINING, Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
 from lape_ds.training.launchers.pdsh import run_on_hosts
@@ -64,7 +64,9 @@ def _launch(stage: str, command: CommandLine) -> int:
     recipe = load_recipe(command.recipe, command.overrides)
     if stage == "train" and slurm.is_rank():
         _as_rank(command)
-    if slurm.num_nodes() > 1 and "hostfile" not in command.options:
+    if slurm.process_number() > 0:  # the first of those that srun has started does what takes one process
+        return 0
+    if stage == "train" and slurm.num_nodes() > 1 and "hostfile" not in command.options:
         raise UserError(
             f"this Slurm job has {slurm.num_nodes()} nodes and this command would use one: `srun launch/train.sh …` in the "
             "job, or `sbatch launch/slurm.sbatch …` for all of it"
@@ -72,13 +74,12 @@ def _launch(stage: str, command: CommandLine) -> int:
     hosts = chosen_hosts(command, num_ranks=recipe.launch.num_ranks)
     if stage != "train":  # one process, which may use the first host's GPUs
         hosts = dict(list(hosts.items())[:1])
-    first = next(iter(hosts))
     rest = [command.recipe, *command.overrides]
     job = Job(
         hosts,
         module=TRAINING if stage == "train" else COMMAND_LINE,
         arguments=rest if stage == "train" else [stage, *rest],
-        master_addr=command.options.get("master_addr", "127.0.0.1" if first == LOCAL else first),
+        master_addr=command.options.get("master_addr") or first_address(hosts),
         master_port=command.number("master_port") or free_port(),
         one_process=stage != "train",
     )

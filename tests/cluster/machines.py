@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -216,7 +216,7 @@ def _wait_for_port(host: str, port: int, daemon: subprocess.Popen[bytes], log: P
     raise AssertionError(f"nobody listens on {host}:{port}: {log.read_text()}")
 
 
-def _wait_for(there, daemons: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+def _wait_for(there: Callable[[], bool], daemons: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     for _ in range(300):
         if there():
             return

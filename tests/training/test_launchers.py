@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lape_ds.errors import UserError
-from lape_ds.training.launchers.hosts import chosen_hosts, read_hostfile
+from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
 from lape_ds.training.launchers.slurm import become_rank, tasks_per_node
@@ -102,6 +102,13 @@ def test_bad_hostfiles(tmp_path: Path, text: str) -> None:
     (tmp_path / "hosts").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="hostfile"):
         read_hostfile(tmp_path / "hosts")
+
+
+def test_a_first_host_that_the_others_cannot_find() -> None:
+    with pytest.raises(UserError, match="first host is localhost"):
+        first_address({"localhost": ["0"], "n2": ["0"]})
+    assert first_address({"n1": ["0"], "n2": ["0"]}) == "n1"
+    assert first_address({"localhost": ["0"]}) == "127.0.0.1"
 
 
 def test_ranks_on_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,22 @@ def read_hostfile(path: Path) -> Hosts:
     return hosts
 
 
+def first_address(hosts: Hosts) -> str:
+    """Where the others find the first rank: its host's name.
+
+    Raises:
+        UserError: The first host has a name that means another machine to each of the others.
+    """
+    here = [host for host in hosts if host == LOCAL or host.startswith("127.")]
+    first = next(iter(hosts))
+    if first in here and len(here) < len(hosts):
+        raise UserError(
+            f"the hostfile's first host is {first}, where each other host would look for the first rank on itself: write "
+            "its name as they know it, or give --master_addr"
+        )
+    return "127.0.0.1" if first == LOCAL else first
+
+
 def local_slots(num_ranks: int | None) -> list[str]:
     """This machine's slots: its visible GPUs, at most `num_ranks`; without a GPU, `num_ranks` or one.
 
