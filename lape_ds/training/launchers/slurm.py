@@ -28,8 +28,9 @@ def num_nodes() -> int:
 
 
 def is_rank() -> bool:
-    """Whether a launcher has already made this process one of several: torchrun, DeepSpeed, or srun with several tasks."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys() or num_tasks() > 1
+    """Whether a launcher has already made this process a rank: torchrun, DeepSpeed, or srun with several tasks."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several or "TORCHELASTIC_RUN_ID" in os.environ or num_tasks() > 1
 
 
 def process_number() -> int:
