@@ -44,11 +44,11 @@ def bystander() -> Iterator[psutil.Process]:
         1,
         one_process=True,
     )
-    process = subprocess.Popen(node_command(job, HOSTS[0]), stdin=subprocess.PIPE, start_new_session=True)
-    wait_until(lambda: bool(psutil.Process(process.pid).children()), "child of the bystander")
-    yield psutil.Process(process.pid).children()[0]
-    process.terminate()
-    process.wait(timeout=20)
+    command = node_command(job, HOSTS[0])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as node:
+        wait_until(lambda: bool(psutil.Process(node.pid).children()), "child of the bystander")
+        yield psutil.Process(node.pid).children()[0]
+        node.terminate()
 
 
 def test_ctrl_c_stops_both_hosts_and_nobody_else(
@@ -92,10 +92,11 @@ def test_launcher_killed_ends_the_ranks(recipe: Path, pdsh: Mapping[str, str], u
     """Nothing can be told to anybody then: the ranks' hosts see that nobody holds the other end."""
     launcher = start_on_hosts("train", recipe.parent / "hosts", recipe, "train.run_name=orphan", env=pdsh)
     wait_until(lambda: steps_taken(undisturbed.with_name("orphan")) > 2, "third step")
-    (client,) = (one for one in psutil.Process(launcher.pid).children() if one.name() == "pdsh")
+    (client,) = (one for one in psutil.Process(launcher.pid).children() if one.name().startswith("pdsh"))
     launcher.kill()
     client.kill()
     wait_until(lambda: not ranks_of("orphan"), "end of the ranks", seconds=30)
+    launcher.communicate(timeout=20)
     assert steps_taken(undisturbed.with_name("orphan")) < STEPS
     assert (undisturbed.with_name("orphan") / "checkpoints").is_dir()
 
