@@ -36,14 +36,8 @@ def test_from_recipe_to_table(recipe: Path, pdsh: Mapping[str, str], undisturbed
 @pytest.fixture
 def bystander() -> Iterator[psutil.Process]:
     """Another job of the same user on the same host, started as ours are."""
-    job = Job(
-        {HOSTS[0]: ["0"]},
-        "http.server",
-        ["--bind", HOSTS[0], str(*free_ports(1))],
-        HOSTS[0],
-        1,
-        one_process=True,
-    )
+    server = ["--bind", HOSTS[0], str(*free_ports(1))]
+    job = Job({HOSTS[0]: ["0"]}, "http.server", server, master_addr=HOSTS[0], master_port=1, one_process=True)
     command = node_command(job, HOSTS[0])
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as node:
         wait_until(lambda: bool(psutil.Process(node.pid).children()), "child of the bystander")
@@ -86,6 +80,10 @@ def test_ctrl_c_stops_both_hosts_and_nobody_else(
     assert f"{HOSTS[1]}: ended with exit code 137" in printed
     assert not ranks_of("stopped")
     assert bystander.is_running()
+
+    run_on_hosts("train", recipe, *settings, env=pdsh)
+    assert steps_logged(run_dir) == list(range(1, STEPS + 1))
+    assert same_weights(run_dir, undisturbed)
 
 
 def test_launcher_killed_ends_the_ranks(recipe: Path, pdsh: Mapping[str, str], undisturbed: Path) -> None:
