@@ -65,7 +65,10 @@ def share_cores() -> None:
     """Without a GPU the ranks of a node share its cores; each taking all of them is several times slower."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        own = os.environ.get(
+            "SLURM_CPUS_PER_TASK"
+        )  # Slurm may bind a task to these, so that it sees no others
+        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
 def end() -> None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from lape_ds.errors import UserError
+from lape_ds.recipe import load_recipe
+from lape_ds.training.launchers.batch import run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
@@ -150,6 +152,69 @@ def test_a_task_with_a_gpu_of_its_own_takes_the_first(
     become_rank()
     assert [os.environ[name] for name in names[:4]] == ["7", local_rank, "8", "4"]
     assert int(os.environ["MASTER_PORT"]) < 32_768  # below the ports that systems give to clients
+
+
+QUICKSTART = "recipes/quickstart.yaml"
+
+
+@pytest.fixture
+def slurm_job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what Slurm would tell a batch script."""
+
+    def tell(**told: str) -> None:
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        for name, value in {"JOB_ID": "7", "JOB_NUM_NODES": "2", **told}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("told", "num_ranks", "expected"),
+    [
+        ({"GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, None, 8),
+        ({"GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, 4, 4),
+        ({"GPUS_ON_NODE": "2", "CPUS_ON_NODE": "64"}, 4, 2),  # never two on one GPU
+        ({"NTASKS_PER_NODE": "3", "GPUS_ON_NODE": "8", "CPUS_ON_NODE": "3"}, None, 3),
+        ({"CPUS_ON_NODE": "4"}, 4, 4),
+        ({"CPUS_ON_NODE": "4"}, None, 1),
+    ],
+)
+def test_ranks_of_a_slurm_job(
+    slurm_job: Callable[..., None], told: dict[str, str], num_ranks: int | None, expected: int
+) -> None:
+    slurm_job(**told)
+    settings = [f"launch.num_ranks={num_ranks if num_ranks else 'null'}"]
+    command = srun_command("train", CommandLine({}, QUICKSTART, settings), load_recipe(QUICKSTART, settings))
+    assert {"--nodes=2", f"--ntasks-per-node={expected}"} <= set(command)
+    assert command[-2:] == [QUICKSTART, *settings]
+
+
+def test_a_job_with_too_few_cpus_is_told_what_to_ask_for(slurm_job: Callable[..., None]) -> None:
+    slurm_job(CPUS_ON_NODE="1")  # what sbatch gives when nothing is said
+    with pytest.raises(UserError, match="1 CPUs on a node for 2 ranks: submit it with --ntasks-per-node=2"):
+        srun_command("train", CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("2", ["--languages", "mt,en", QUICKSTART], "array task 2 has no language: --languages names 2"),
+        ("0", [QUICKSTART], "each task of a job array must train something else"),
+        (None, ["--languages", "mt,en", QUICKSTART], "--languages is for a job array"),
+        (None, ["--stage", "sing", QUICKSTART], "--stage must be one of train, corpus, identify"),
+        ("0", ["--languages", "Maltees,en", QUICKSTART], "did you mean Maltese"),
+        (None, ["--hostfile", "hosts", QUICKSTART], "unknown option --hostfile"),
+    ],
+)
+def test_mistakes_in_a_batch_job(
+    slurm_job: Callable[..., None], task: str | None, arguments: list[str], message: str
+) -> None:
+    slurm_job(**({"ARRAY_TASK_ID": task} if task else {}))
+    with pytest.raises(UserError) as refused:
+        run_batch(arguments)
+    assert message in str(refused.value)
 
 
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
