@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
@@ -114,7 +115,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     return 0 if train_sweep(load_recipe(arguments[0], arguments[1:])) else STOPPED
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> NoReturn:
     """The whole process of a rank: `main`, then out."""
     code = main(arguments)
     from lape_ds.training.ranks import leave
