@@ -293,6 +293,14 @@ def test_a_stopped_node_waits_for_its_ranks(start_node: StartNode, number: int) 
     assert not any(rank.is_running() for rank in ranks)
 
 
+def test_a_rank_that_waits_for_one_stopped_too_early_is_ended(start_node: StartNode) -> None:
+    """No failure: nothing was lost, and the run is to go on."""
+    node = start_node(f"if rank == 1: {STUBBORN}\n{UP}")
+    wait_for_ranks(node)
+    node.terminate()
+    assert node.wait(timeout=20) == STOPPED
+
+
 def test_an_abandoned_node_stops_its_ranks(start_node: StartNode) -> None:
     node = start_node(SAVING + UP)
     ranks = wait_for_ranks(node)

@@ -52,21 +52,22 @@ class Node:
         Returns:
             The code of the first that failed; else `STOPPED` if not all came to their end; else 0.
         """
-        told, failed, deadline = False, 0, float("inf")
+        told, failed, deadline = False, 0, None
         while self._running():
             self._handle.wait(_SECONDS_BETWEEN_LOOKS)
             self.stopping |= self._handle.lost
-            if not failed and (failed := self._failure()):
+            if deadline is None and ((failed := self._failure()) or self._lost_one()):
                 deadline = time.monotonic() + _SECONDS_AFTER_FAILURE
             if not told and (failed or self.stopping):
                 told = True
                 for process in self._running():
                     process.send_signal(signal.SIGTERM)
-            if time.monotonic() > deadline:
+            if deadline is not None and time.monotonic() > deadline:
                 self._kill()
         for number in STOP_SIGNALS:  # one that comes now must not change the code that we end with
             signal.signal(number, signal.SIG_IGN)
-        failed = failed or self._failure()
+        if deadline is None:
+            failed = self._failure()
         return failed or (STOPPED if any(process.returncode for process in self._processes) else 0)
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
@@ -75,10 +76,13 @@ class Node:
     def _failure(self) -> int:
         """The first code that is neither an end nor the end of a rank told to stop, as a shell gives it; 0 if there is none."""
         codes = [process.returncode or 0 for process in self._processes]
-        codes = [128 - code if code < 0 else code for code in codes]
-        # A rank that is told to stop while it still starts has no handler yet and dies of the signal.
-        harmless = {0, STOPPED} | ({128 + signal.SIGTERM} if self.stopping else set())
-        return next((code for code in codes if code not in harmless), 0)
+        harmless = (0, STOPPED, *([-signal.SIGTERM] if self.stopping else []))
+        failed = next((code for code in codes if code not in harmless), 0)
+        return 128 - failed if failed < 0 else failed
+
+    def _lost_one(self) -> bool:
+        """Whether a rank died of being told to stop, as one does that still starts; others may be waiting for it for ever."""
+        return self.stopping and any(process.returncode == -signal.SIGTERM for process in self._processes)
 
     def _kill(self) -> None:
         """Ends what is left, with all that it has started."""
