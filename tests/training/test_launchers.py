@@ -217,6 +217,25 @@ def test_mistakes_in_a_batch_job(
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "{}"},
+        {"RANK": "{}", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)
+def test_one_of_many_tasks_does_what_takes_one_process(told: dict[str, str]) -> None:
+    """`srun -n 2 lape-ds identify …` does not count everything twice into the same files."""
+    printed = []
+    for number in range(2):
+        environment = os.environ | {name: value.format(number) for name, value in told.items()}
+        command = [sys.executable, "-m", "lape_ds.cli", "languages", "Maltese"]
+        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
+        printed.append(done.stdout)
+    assert "mlt_Latn" in printed[0]
+    assert printed[1] == ""
+
+
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 SAVING = f"signal.signal(signal.SIGTERM, lambda *_: os._exit({STOPPED})); "
 
