@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": 1, "LAPE_TEST_WORDS": 'it\'s "5 %h" $HOME'}
 def folder() -> Iterator[Path]:
     """Not pytest's own: sockets want short paths, and other users' daemons a folder that they may enter."""
     install_programs()
+    # A cancelled CI job takes the cluster down as well.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     path = Path(tempfile.mkdtemp(prefix="lape-cluster-"))
     yield path
     shutil.rmtree(path)
@@ -33,6 +36,7 @@ def folder() -> Iterator[Path]:
         for one in psutil.process_iter(["cmdline"])
         if str(path) in (words := " ".join(one.info["cmdline"] or []))
     ]
+    signal.signal(signal.SIGTERM, before)
     assert not left, f"processes were left behind: {left}"
 
 
