@@ -1,4 +1,5 @@
 # make quickstart   the whole way on a tiny model, on real text     make test   its proofs
+# make test-cluster   two hosts through pdsh and through Slurm, on this machine (root; installs Debian's packages)
 # Each makes .venv first if that is not there or out of date (RECIPE=… make quickstart runs another recipe).
 
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ STATE = $$(cat requirements.lock pyproject.toml | cksum) $(VENV)
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check
 IN_VENV := PATH="$(VENV)/bin:$$PATH"
 
-.PHONY: install set-up check-tools quickstart test test-long lint bench
+.PHONY: install set-up check-tools quickstart test test-long test-cluster lint bench
 
 install:
 	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" != "$(STATE)" ]; then $(MAKE) --no-print-directory set-up; fi
@@ -44,6 +45,10 @@ test: install
 
 test-long: install
 	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m long
+
+# As root; fails, and says why, where that cannot be.
+test-cluster: install
+	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m cluster tests/cluster
 
 lint: install
 	@$(IN_VENV) ruff check .

@@ -58,6 +58,8 @@ NeuronsArgument = Annotated[
 def main() -> None:
     """The console script: runs a command and turns what went wrong into an exit code."""
     quiet_deepspeed()
+    if _is_spare():
+        sys.exit(0)
     try:
         code = app(standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
@@ -79,6 +81,13 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+def _is_spare() -> bool:
+    """Whether srun or torchrun has started this process beside a first one, for a stage that takes one."""
+    from lape_ds.training.launchers.slurm import process_number
+
+    return process_number() > 0 and sys.argv[1:2] != ["train"]
+
+
 def _refuse(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -86,8 +95,11 @@ def _refuse(message: str) -> None:
 
 def _load(path: str, overrides: list[str] | None) -> Recipe:
     from lape_ds.recipe import load_recipe
+    from lape_ds.recipe.environment import enter_environment
 
-    return load_recipe(path, overrides or [])
+    recipe = load_recipe(path, overrides or [])
+    enter_environment(recipe.env)
+    return recipe
 
 
 def _version(show: bool) -> None:

@@ -14,6 +14,7 @@ from lape_ds.evaluation.suites import load_suite, plan
 from lape_ds.evaluation.table import side_by_side
 from lape_ds.model.loading import resolve_model
 from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.recipe.environment import enter_environment
 
 NUM_OTHER_LANGUAGES = 2  # beside the target, when the user names no language
 
@@ -58,6 +59,7 @@ def evaluate_command(
             "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
         )
     if recipe is not None:
+        enter_environment(recipe.env)
         languages = languages or _default_languages(recipe)
         output_dir = output_dir or recipe.output_dir / "eval"
     assert output_dir is not None

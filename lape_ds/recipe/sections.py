@@ -22,6 +22,7 @@ from pydantic import (
 from lape_ds.languages import find_language
 from lape_ds.recipe.base import NAME, Section
 from lape_ds.recipe.engine_keys import check_engine_keys
+from lape_ds.recipe.environment import Environment
 from lape_ds.recipe.sweep_section import SweepSection
 
 Value = TypeVar("Value")
@@ -346,7 +347,7 @@ class DeepSpeedSection(Section):
 
 
 class LaunchSection(Section):
-    """How many processes per node `lape-ds train` and `launch/train.sh` start."""
+    """How many processes per node `lape-ds train` and `launch/train.sh` start; a hostfile's slots and Slurm's tasks go before."""
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
     timeout_minutes: PositiveFloat = 10.0  # how long ranks wait for each other to start
@@ -373,6 +374,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     launch: LaunchSection = LaunchSection()
+    env: Environment = {}  # variables of every process, e.g. {NCCL_SOCKET_IFNAME: ib0}
     eval: EvalSection = EvalSection()
     sweep: SweepSection | None = None  # None: every method at its own rates
 

@@ -1,14 +1,16 @@
 """What every rank runs: the Python half of `launch/train.sh`.
 
-The launcher gives `--local_rank=N RECIPE key=value …`, with `--sweep` before the recipe for all runs of its sweep; the rest
-stands in the environment.
+A launcher gives `[--local_rank=N] [--master_addr=A] [--master_port=P] RECIPE key=value …`, with `--sweep` before the recipe for
+all runs of its sweep; the rest stands in the environment, where torchrun, DeepSpeed and our launcher put it, or as Slurm says it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
@@ -21,39 +23,77 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Trains; returns the exit code: 0 done, 2 for what the user must mend, `STOPPED` for a run that is to go on."""
     quiet_deepspeed()
-    from lape_ds.training import ranks
-
-    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     with StopRequest() as stop:  # to the very end: a second SIGTERM must not change the exit code
         try:
-            return _sweep(arguments[1:], stop) if arguments[:1] == ["--sweep"] else _train(arguments, stop)
+            options, rest = _take_options(arguments)
+            if rest:
+                _enter(rest, options)
+            return _sweep(rest, stop) if "sweep" in options else _train(rest, stop)
         except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
-            if ranks.world_size() > 1:
-                ranks.fail(error)
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _ranks().fail(error)
             if not isinstance(error, UserError):
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             return 2
         finally:
-            ranks.end()
+            if "lape_ds.training.ranks" in sys.modules:
+                _ranks().end()
+
+
+def _ranks() -> ModuleType:
+    import torch
+
+    # DeepSpeed would guess, and take a machine without a GPU for one of some other kind.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from lape_ds.training import ranks
+
+    return ranks
+
+
+def _take_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options (all of the form --name or --name=value) → by name; and the rest."""
+    rest, options = list(arguments), {}
+    while rest and rest[0].startswith("--"):
+        name, _, value = rest.pop(0)[2:].partition("=")
+        options[name.replace("-", "_")] = value
+    unknown = options.keys() - {"local_rank", "master_addr", "master_port", "sweep"}
+    if unknown:
+        raise UserError(
+            f"unknown option --{sorted(unknown)[0]}; a rank takes RECIPE key=value …, launcher options go to launch/train.sh"
+        )
+    return options, rest
+
+
+def _enter(arguments: Sequence[str], options: dict[str, str]) -> None:
+    """What must stand in the environment before torch is imported: first which rank this is, so that a mistake is told by one."""
+    from lape_ds.recipe import load_recipe
+    from lape_ds.recipe.environment import enter_environment
+    from lape_ds.training.launchers.slurm import become_rank
+
+    for name in ("master_addr", "master_port"):
+        if name in options:
+            os.environ[name.upper()] = options[name]
+    become_rank()
+    enter_environment(load_recipe(arguments[0], arguments[1:]).env)
 
 
 def _train(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
-    from lape_ds.training import ranks
-    from lape_ds.training.ranks import rank
-    from lape_ds.training.setup import set_up
 
     if not arguments:
         raise UserError(
             "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
         )
     recipe = load_recipe(arguments[0], arguments[1:])
+    ranks = _ranks()
     ranks.join(recipe.launch.timeout_minutes)
+    from lape_ds.training.setup import set_up
+
     training = set_up(recipe)
     if training.state.step < training.total_steps:
         return _run(training, stop)
-    if rank() == 0:
+    if ranks.rank() == 0:
         print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)
     return 0
 
@@ -78,15 +118,15 @@ def _run(training: Training, stop: StopRequest) -> int:
 
 def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
-    from lape_ds.training import ranks
-    from lape_ds.training.sweep import train_sweep
 
     recipe = load_recipe(arguments[0], arguments[1:])
-    ranks.join(recipe.launch.timeout_minutes)
+    _ranks().join(recipe.launch.timeout_minutes)
+    from lape_ds.training.sweep import train_sweep
+
     return 0 if train_sweep(recipe, stop) else STOPPED
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> NoReturn:
     """The whole process of a rank: `main`, then out."""
     code = main(arguments)
     from lape_ds.training.ranks import leave

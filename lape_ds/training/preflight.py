@@ -231,6 +231,6 @@ def _check_disk(recipe: Recipe, num_trained: int) -> None:
     if needed > free:
         raise UserError(
             f"{place} has {free / 1e9:.3g} GB free, and the checkpoints of this run take {needed / 1e9:.3g} GB there: {more} "
-            f"({num_trained:,} trained weights x {size} bytes; train.keep_checkpoints, best and the one being written); make room, or set "
-            "output_dir to another disk"
+            f"({num_trained:,} trained weights x {size} bytes; train.keep_checkpoints, the best and the one being written); make "
+            "room, or set output_dir to another disk"
         )

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lape_ds.errors import Diverged, UserError
+from lape_ds.errors import Diverged, UserError, first_line
 from lape_ds.training import heartbeat
+from lape_ds.training.launchers.job import free_port
 
 Result = TypeVar("Result")
 
@@ -73,17 +74,15 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def start() -> None:
-    """Joins the process group (a group of one when started without a launcher)."""
+    """Joins the process group (a group of one when started without a launcher).
+
+    Raises:
+        UserError: The first rank cannot listen on the port.
+    """
     join()
-    defaults = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29531",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     share_cores()
     # It asks this table for one thing, a shared-memory reduction for CPU ranks, and would compile it here: a C++ compiler, half a
     # minute, and nothing gained at the sizes one trains on a CPU. Left to itself it fills the table by test compilations.
@@ -91,14 +90,24 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(backend, timeout=_COLLECTIVE_TIMEOUT, verbose=False)
+    try:
+        deepspeed.init_distributed(backend, timeout=_COLLECTIVE_TIMEOUT, verbose=False)
+    except dist.DistNetworkError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank()} cannot join the others at {where} ({first_line(error)}); is the port taken, or the address not to be "
+            "reached from this node? give others with --master_addr and --master_port"
+        ) from None
 
 
 def share_cores() -> None:
     """Without a GPU the ranks of a node share its cores; each taking all of them is several times slower."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        own = os.environ.get(
+            "SLURM_CPUS_PER_TASK"
+        )  # Slurm may bind a task to these, so that it sees no others
+        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
 def end() -> None:

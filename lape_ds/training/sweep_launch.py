@@ -41,14 +41,15 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
     if all(read_finished(run.run_dir) is not None for run in runs):
         return
     _check_adapters(recipe, runs)
-    from lape_ds.training.launch import launcher_command, options_of_workers, run_launchers
+    from lape_ds.training.launch import launcher_command, slots_of_workers
+    from lape_ds.training.launchers.running import run_launchers
 
     num_ranks = runs[0].recipe.launch.num_ranks
-    workers = options_of_workers((recipe.sweep or SweepSection()).workers, num_ranks)
+    workers = slots_of_workers((recipe.sweep or SweepSection()).workers, num_ranks)
     recipe.sweep_dir.mkdir(parents=True, exist_ok=True)
     logs = [recipe.sweep_dir / f"worker-{number}.log" for number in range(len(workers))]
     print(f"{len(runs)} runs; what their ranks say goes to {logs[0].with_stem('worker-*')}", file=sys.stderr)
-    commands = [launcher_command(options, ["--sweep", recipe_path, *overrides]) for options in workers]
+    commands = [launcher_command(slots, ["--sweep", recipe_path, *overrides]) for slots in workers]
     with ExitStack() as shown:
         watch = _Watch(runs, shown)
         environment = _shared_cores(len(workers), num_ranks or 1)

@@ -8,14 +8,15 @@ import time
 import pytest
 import torch
 
-from lape_ds.training.launch import options_of_workers, run_launchers
+from lape_ds.training.launch import slots_of_workers
+from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.stopping import STOPPED
 
 
 def test_without_a_gpu_every_worker_has_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert options_of_workers(3, 2) == [["--num_gpus", "2"]] * 3
-    assert options_of_workers(1, None) == [["--num_gpus", "1"]]
+    assert slots_of_workers(3, 2) == [["0", "1"]] * 3
+    assert slots_of_workers(1, None) == [["0"]]
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,7 @@ def test_every_worker_has_gpus_of_its_own(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert options_of_workers(num_workers, num_ranks) == [
-        ["--include", f"localhost:{gpus}"] for gpus in expected
-    ]
+    assert slots_of_workers(num_workers, num_ranks) == [gpus.split(",") for gpus in expected]
 
 
 def process(seconds: float, code: int) -> list[str]:

@@ -1,0 +1,142 @@
+"""The Python half of `launch/slurm.sbatch`: one srun for the stage, and the job back into the queue when it was interrupted.
+
+Runs once, on the job's first node, as its batch step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lape_ds.errors import UserError
+from lape_ds.languages import find_language
+from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.training.launchers import slurm
+from lape_ds.training.launchers.job import COMMAND_LINE, TRAINING, free_port
+from lape_ds.training.launchers.options import SLURM_OPTIONS, CommandLine, read_command_line
+from lape_ds.training.launchers.running import stopping_on_signals
+from lape_ds.training.stopping import STOPPED
+
+SCRIPT = "launch/slurm.sbatch"
+STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
+# Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
+_SECONDS_AFTER_FIRST = 45
+
+
+def run_batch(arguments: Sequence[str]) -> int:
+    """Runs `[--stage STAGE] [--languages A,B] RECIPE [key=value …]` in this job.
+
+    Returns:
+        The step's exit code.
+
+    Raises:
+        UserError: A bad command line, recipe or array.
+    """
+    command = _with_language(read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS))
+    stage = command.options.get("stage", "train")
+    if stage not in STAGES:
+        raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError(f"this is no Slurm job: submit it, `sbatch {SCRIPT} RECIPE`")
+    recipe = load_recipe(command.recipe, command.overrides)
+    step = subprocess.Popen(srun_command(stage, command, recipe))
+    with stopping_on_signals(lambda: None) as came:
+        passed_on = 0
+        while (code := _wait(step)) is None:
+            for number in came[passed_on:]:
+                step.send_signal(number)
+            passed_on = len(came)
+    # Told while it starts, or in a stage other than training, it dies of the signal; what it had finished stays.
+    interrupted = code in (STOPPED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    return _requeue() if interrupted else code
+
+
+def _wait(step: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return step.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
+    """The job's one step: a rank per task, or the one process of a stage that is not training, on the first node."""
+    rest = [command.recipe, *command.overrides]
+    if stage != "train":
+        return ["srun", "--nodes=1", "--ntasks=1", sys.executable, "-m", COMMAND_LINE, stage, *rest]
+    options = [
+        f"--nodes={os.environ['SLURM_JOB_NUM_NODES']}",
+        f"--ntasks-per-node={_ranks_per_node(recipe)}",
+        "--kill-on-bad-exit=0",  # ranks that were told to stop leave with a code of their own, one after the other
+        f"--wait={_SECONDS_AFTER_FIRST}",
+    ]
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun no longer takes it from sbatch (Slurm 22.05)
+        options.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    return ["srun", *options, sys.executable, "-u", "-m", TRAINING, f"--master_port={free_port()}", *rest]
+
+
+def _ranks_per_node(recipe: Recipe) -> int:
+    """What sbatch was told; else one per GPU, at most `launch.num_ranks`; without GPUs that, or one."""
+    told = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if told:
+        return int(re.match(r"\d+", told)[0])  # type: ignore[index]
+    asked, gpus = recipe.launch.num_ranks, int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+    ranks = min(asked or gpus, gpus) if gpus else asked or 1
+    cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks))
+    if cpus < ranks:  # srun would refuse it in words of its own
+        raise UserError(
+            f"the job has {cpus} CPUs on a node for {ranks} ranks: submit it with --ntasks-per-node={ranks} (and "
+            "--cpus-per-task=N), or with --exclusive"
+        )
+    return ranks
+
+
+def _with_language(command: CommandLine) -> CommandLine:
+    """In a job array: the target that belongs to this task, in a run folder of its own."""
+    number, named = os.environ.get("SLURM_ARRAY_TASK_ID"), command.options.get("languages")
+    if number is None:
+        if named is not None:
+            raise UserError(
+                f"--languages is for a job array: sbatch --array=0-N {SCRIPT} --languages {named} …"
+            )
+        return command
+    if named is None:
+        raise UserError(
+            f"each task of a job array must train something else: sbatch --array=0-2 {SCRIPT} --languages mt,cy,is RECIPE"
+        )
+    languages = [find_language(text.strip()).code for text in named.split(",")]
+    if int(number) >= len(languages):
+        raise UserError(
+            f"array task {number} has no language: --languages names {len(languages)}, counted from 0"
+        )
+    target = languages[int(number)]
+    own = [f"languages.target={target}"]
+    recipe = load_recipe(command.recipe, [*command.overrides, *own])
+    own.append(f"train.run_name={recipe.run_dir.relative_to(recipe.output_dir / 'train')}-{target}")
+    return replace(command, overrides=[*command.overrides, *own])
+
+
+def _requeue() -> int:
+    """Puts the job back into the queue, unless it is being cancelled: then it is to end."""
+    job = os.environ["SLURM_JOB_ID"]
+    if re.search(r"JobState=RUNNING\b", slurm.scontrol("show", "job", job)):
+        print(f"interrupted; job {job} goes back into the queue and goes on from there", file=sys.stderr)
+        slurm.scontrol("requeue", job)
+    return STOPPED
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code of the batch step."""
+    try:
+        return run_batch(arguments)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
