@@ -40,7 +40,7 @@ from lape_ds.subnetwork.methods import NEURON_METHODS, Trained, prepare, torch_o
 from lape_ds.subnetwork.recomputing import recompute_layers
 from lape_ds.training.checkpoint import LORA_R, CheckpointReader, CheckpointState, pointed_to
 from lape_ds.training.loop import HeldOut, Training
-from lape_ds.training.memory import describe_memory, num_parameters
+from lape_ds.training.memory import contents_of, describe_memory
 from lape_ds.training.metrics import Metrics
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
@@ -172,7 +172,7 @@ def _write_start(training: Training, chosen: NeuronSet | None) -> None:
         "stage": "train",
         "world_size": world_size(),
         "trained_parameters": training.trained.num_entries,
-        "parameters": num_parameters(training.engine, training.trained),
+        "parameters": contents_of(training.engine, training.trained).num_parameters,
         "total_steps": training.total_steps,
         "identity": training.state.identity,
         "model_fingerprint": training.state.base_fingerprint,

@@ -1,0 +1,233 @@
+"""One micro-batch of a method on the meta device: what it keeps, what it computes, in which order it needs which weight.
+
+First on the plan's way. The model is the training's own, prepared as training prepares it; only the values are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lape_ds.model.ffn import decoder_layers, logit_head
+from lape_ds.model.loss import chunk_rows
+from lape_ds.model.meters import SavedForBackward, count_flops, peak_bytes
+from lape_ds.recipe import TrainSection
+from lape_ds.subnetwork.methods import prepare
+from lape_ds.subnetwork.recomputing import recompute_layers
+from lape_ds.training.memory import Contents, contents_of
+
+Checkpointing = Literal["none", "non_reentrant", "reentrant"]
+KINDS: tuple[Checkpointing, ...] = ("none", "non_reentrant")  # that are planned
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A cost of B blocks: `constant + per_block * B`."""
+
+    constant: float
+    per_block: float
+
+    @classmethod
+    def through(cls, one: float, many: float, blocks: int) -> Affine:
+        """By its values for one block and for `blocks`."""
+        slope = (many - one) / (blocks - 1)
+        return cls(one - slope, slope)
+
+    def of(self, blocks: float) -> float:
+        """Its value for so many blocks."""
+        return self.constant + self.per_block * blocks
+
+
+@dataclass(frozen=True)
+class Use:
+    """A module that computes, and the parameters that it must have whole: (number of the parameter, elements)."""
+
+    parameters: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements of all of them."""
+        return sum(numel for _, numel in self.parameters)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output projection and the loss, which computes logits in chunks (model/loss.py).
+
+    Attributes:
+        vocab_size: Tokens, V.
+        hidden_size: D.
+        element_size: Bytes of a weight.
+        trains: Whether the projection does.
+        capped: Whether logits have a soft cap, which needs them and the probabilities at once.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    element_size: int
+    trains: bool
+    capped: bool
+
+    def logit_bytes(self, tokens: int, device: torch.device, *, anchored: bool) -> int:
+        """Of the largest chunk: in the model's dtype, in fp32 unless it is that, and the base's in both with a KL anchor."""
+        rows = min(tokens, chunk_rows(self.vocab_size, device))
+        in_place = self.element_size == 4 and not self.capped
+        each = self.element_size + (0 if in_place else 4)
+        return rows * self.vocab_size * (each + (self.element_size + 8 if anchored else 0))
+
+    def kept_bytes(self, tokens: int) -> int:
+        """Gradients that the loss makes in forward and keeps for backward."""
+        return self.element_size * self.hidden_size * (tokens + (self.vocab_size if self.trains else 0))
+
+    def flops(self, tokens: int) -> int:
+        """Logits, the gradient of the hidden states, and that of the projection if it trains."""
+        return (6 if self.trains else 4) * tokens * self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A method with or without checkpointing.
+
+    Attributes:
+        contents: Of the prepared model.
+        saved: Bytes that the layers keep between forward and backward, by blocks.
+        working: Bytes that backward takes beside them at its worst moment: one layer's, recomputed, and its gradients.
+        flops: Of the layers, as executed: recomputation counts.
+        base_flops: Of the layers in forward alone: what a KL anchor adds.
+        head: What comes after the layers.
+        uses: Of weights, in the order of one micro-batch, forward and backward.
+        block_length: Tokens of a block.
+    """
+
+    contents: Contents
+    saved: Affine
+    working: Affine
+    flops: Affine
+    base_flops: Affine
+    head: Head
+    uses: tuple[Use, ...]
+    block_length: int
+
+
+def profile(
+    skeleton: PreTrainedModel,
+    train: TrainSection,
+    neurons: Tensor | None,
+    checkpointing: Checkpointing,
+    *,
+    largest: int,
+) -> Profile:
+    """Prepares the method in a skeleton and takes it through a micro-batch of one block and of many.
+
+    What is kept grows in proportion to the blocks. What backward takes beside it is the most of several moments and grows by
+    pieces; between the two measured numbers of blocks the line is above it or on it.
+
+    Args:
+        skeleton: On the meta device, of its own: it is changed in place.
+        train: The recipe's section, with the method's settings; `lora.r` a number.
+        neurons: integer [n, 2] for the methods that train neurons.
+        checkpointing: Of the layers.
+        largest: Most blocks that will be asked for.
+    """
+    many = max(2, largest)
+    model = skeleton.to(META).train()
+    trained = prepare(model, train, neurons)
+    recompute_layers(model, checkpointing)
+    one, more = (_measure(model, blocks, train.block_length) for blocks in (1, many))
+    found = logit_head(model)
+    weight = found.linear.weight
+    return Profile(
+        contents=contents_of(model, trained),
+        saved=Affine.through(one.saved, more.saved, many),
+        working=Affine.through(one.working, more.working, many),
+        flops=Affine.through(one.flops, more.flops, many),
+        base_flops=Affine.through(one.forward_flops, more.forward_flops, many),
+        head=Head(
+            *weight.shape,
+            weight.element_size(),
+            trains=weight.requires_grad,
+            capped=found.softcap is not None,
+        ),
+        uses=_uses(model, train.block_length, recomputed=checkpointing != "none"),
+        block_length=train.block_length,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    saved: int
+    working: int
+    flops: int
+    forward_flops: int
+
+
+def _measure(model: PreTrainedModel, blocks: int, length: int) -> _Measured:
+    input_ids = torch.zeros(blocks, length, dtype=torch.int64, device=META)
+    existing = [*model.parameters(), *model.buffers(), input_ids]
+    found: dict[str, int] = {}
+
+    def work() -> None:
+        with SavedForBackward(excluding=existing) as saved:
+            hidden = model.base_model(input_ids=input_ids, use_cache=False)[0]
+        found["saved"], found["forward"] = saved.num_bytes(), flops()
+        hidden.backward(torch.empty_like(hidden))
+
+    # As DeepSpeed does, which takes every gradient away as it comes.
+    hooks = [
+        param.register_post_accumulate_grad_hook(lambda param: setattr(param, "grad", None))
+        for param in model.parameters()
+        if param.requires_grad
+    ]
+    with count_flops() as flops:
+        peak = peak_bytes(work, META, existing)
+    for hook in hooks:
+        hook.remove()
+    return _Measured(found["saved"], max(0, peak - found["saved"]), flops(), found["forward"])
+
+
+def _uses(model: PreTrainedModel, length: int, *, recomputed: bool) -> tuple[Use, ...]:
+    """Forward by calling it; backward in reverse, each layer after its recomputation."""
+    numbers = {id(param): number for number, param in enumerate(model.parameters())}
+    forward: list[list[Use]] = []  # by layer; what stands outside of layers is by itself
+    with _called(model) as calls, torch.no_grad():
+        model.base_model(input_ids=torch.zeros(1, length, dtype=torch.int64, device=META), use_cache=False)
+    layers = {
+        id(module): number for number, layer in enumerate(decoder_layers(model)) for module in layer.modules()
+    }
+    last: int | None = None
+    for module in [*calls, model.get_output_embeddings()]:
+        external: dict[Any, nn.Parameter] = getattr(module, "_external_params", {})
+        needed = {id(param): param for param in (*module.parameters(recurse=False), *external.values())}
+        if not needed:
+            continue
+        layer = layers.get(id(module))
+        if layer is None or layer != last:
+            forward.append([])
+        last = layer
+        forward[-1].append(Use(tuple((numbers[key], param.numel()) for key, param in needed.items())))
+    backward = [
+        use
+        for part in reversed(forward)
+        for use in [*(part if recomputed and len(part) > 1 else []), *reversed(part)]
+    ]
+    return (*(use for part in forward for use in part), *backward)
+
+
+@contextmanager
+def _called(model: nn.Module) -> Iterator[Sequence[nn.Module]]:
+    """The modules that a forward pass calls, in order."""
+    calls: list[nn.Module] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: calls.append(module)) for module in model.modules()
+    ]
+    yield calls
+    for hook in hooks:
+        hook.remove()
