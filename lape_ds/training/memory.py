@@ -133,7 +133,8 @@ class StateBytes:
         masters: DeepSpeed's fp32 copies; 0 where it steps the weights themselves (stage 0 in fp32).
         gradients: Between backward and step.
         moments: From the first step on.
-        buffers: In which DeepSpeed collects gradients to reduce them, in backward.
+        buckets: In which DeepSpeed collects gradients to reduce them, in backward.
+        copies: Of what is in them, while it is reduced.
         step: What a step takes beside all that: the gradient once more, and torch's temporaries.
         host: Of these, and of what DeepSpeed keeps beside them, on the host.
     """
@@ -142,7 +143,8 @@ class StateBytes:
     masters: int
     gradients: int
     moments: int
-    buffers: int
+    buckets: int
+    copies: int
     step: int
     host: int
 
@@ -174,7 +176,8 @@ def state_bytes(contents: Contents, layout: Layout, rank: int) -> StateBytes:
         masters=0 if stage == 0 and size == _FP32 else _FP32 * own,
         gradients=_gradients(contents, layout, own),
         moments=moments,
-        buffers=_buffers(contents, layout),
+        buckets=_buckets(layout),
+        copies=_copies(contents, layout),
         step=_step(layout, own, entries, masked=any(tensor.mask is not None for tensor in contents.trained)),
         host=_host(layout, weights, own, moments),
     )
@@ -211,36 +214,50 @@ def _gradients(contents: Contents, layout: Layout, own: int) -> int:
     """Dense also for a mask: DeepSpeed reduces whole tensors. Partitioned from stage 2 on, in fp32 from stage 1 on."""
     if layout.stage >= 2:
         return _FP32 * own
+    if layout.uses_bf16_optimizer:  # the sum in fp32, and the last micro-batch's in bf16
+        return (_FP32 + layout.element_size) * contents.num_stepped
     return (_FP32 if layout.stage == 1 else layout.element_size) * contents.num_stepped
 
 
-def _buffers(contents: Contents, layout: Layout) -> int:
-    """Buckets have their full size however little trains; what is in them is copied once more to be reduced in fp32."""
-    zero, size, stepped = layout.zero, layout.element_size, contents.num_stepped
+def _buckets(layout: Layout) -> int:
+    """They have their full size however little trains."""
+    zero, size = layout.zero, layout.element_size
+    if layout.stage == 0 or layout.uses_bf16_optimizer or not zero.contiguous_gradients:
+        return 0
     bucket = int(zero.reduce_bucket_size)
-    filled = min(bucket, stepped)
+    if layout.stage == 3:
+        return _FP32 * bucket
+    return (_FP32 if layout.stage == 1 else size) * bucket * (2 if zero.overlap_comm else 1)
+
+
+def _copies(contents: Contents, layout: Layout) -> int:
+    """Of what is in a bucket, to reduce it in fp32; and what offload takes on the way to the host."""
+    size, stepped = layout.element_size, contents.num_stepped
     if layout.stage == 0 or layout.uses_bf16_optimizer:
         # The engine's own all-reduce: a flat copy of up to 500 M elements, in fp32 beside the one in the weights' dtype.
-        reduced = 0 if layout.world_size == 1 else min(500_000_000, stepped)
-        if layout.uses_bf16_optimizer:  # gradients in bf16, until backward is over
-            return max(size * stepped, _FP32 * reduced)
-        return (size + (_FP32 if size != _FP32 else 0)) * reduced
-    if layout.stage == 3:  # always in fp32; the parts of all ranks are put in order in a copy
-        return _FP32 * (bucket if zero.contiguous_gradients else 0) + _FP32 * filled
-    accumulates_apart = layout.stage == 1 and size != _FP32
-    collected = (_FP32 if accumulates_apart else size) * bucket * (2 if zero.overlap_comm else 1)
-    offload = size * max(tensor.numel for tensor in contents.trained) if layout.offloads_optimizer else 0
-    copied = _FP32 * filled if size != _FP32 else 0
-    apart = size * stepped if accumulates_apart else 0
-    return (collected if zero.contiguous_gradients else 0) + copied + offload + apart
+        reduced = min(500_000_000, stepped)
+        return reduced * (_FP32 if layout.stage or size == _FP32 else _FP32 + size)
+    filled = min(int(layout.zero.reduce_bucket_size), stepped)
+    if layout.stage == 3:  # the parts of all ranks are put in order
+        return _FP32 * filled
+    largest = max(tensor.numel for tensor in contents.trained)
+    copied = 0 if size == _FP32 or layout.stage == 1 else _FP32 * filled
+    return copied + (size * largest if layout.offloads_optimizer else 0)
 
 
 def _host(layout: Layout, weights: int, own: int, moments: int) -> int:
-    """Masters, their `.grad` and moments; stage 3 collects gradients in one more buffer, stages 1 and 2 in the weights' dtype."""
+    """Masters, their `.grad` and moments. Stage 3 collects gradients in one more buffer, stage 2 in the weights' dtype.
+
+    Stages 1 and 2 also have the new weights there before they go to the GPU.
+    """
     host = weights if layout.offloads_parameters else 0
     if not layout.offloads_optimizer:
         return host
-    collected = _FP32 if layout.stage == 3 else layout.element_size * (2 if layout.accumulation > 1 else 1)
+    collected = (
+        _FP32
+        if layout.stage == 3
+        else layout.element_size * (2 if layout.stage == 2 and layout.accumulation > 1 else 1)
+    )
     return host + moments + (2 * _FP32 + collected) * own
 
 

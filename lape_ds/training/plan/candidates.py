@@ -141,8 +141,8 @@ class Costing:
         blocks, ranks = self.global_batch_size, self.cluster.num_ranks
         if blocks % ranks:
             raise UserError(
-                f"--gpus {self.cluster}: a step of {blocks} blocks cannot be shared by {ranks} ranks; plan for a divisor of "
-                f"{blocks}, or set launch.num_ranks, train.micro_batch_size and train.gradient_accumulation_steps to another product"
+                f"--gpus {self.cluster}: a step of {blocks} blocks cannot be shared by {ranks} ranks; plan for a divisor "
+                f"of {blocks}, or set launch.num_ranks, train.micro_batch_size and train.gradient_accumulation_steps to others"
             )
         mine = blocks // ranks
         sizes = {self.recipe.train.micro_batch_size, *(2**power for power in range(mine.bit_length()))}
@@ -160,7 +160,7 @@ class Costing:
         gathers = self._gathers(profile, layout) if layout.stage == 3 else Gathers(0, 0)
         gpu = self._bytes(profile, setting, layout, state, gathers)
         resting = sum(gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "anchor"))
-        passing = gpu["buffers"] + gpu["gathers"] + gpu["activations"] + max(gpu["logits"], gpu["working"])
+        passing = gpu["buckets"] + gpu["gathers"] + gpu["activations"] + max(gpu["logits"], gpu["working"])
         sent, seconds = self._time(profile, setting, layout, state, gathers)
         return Candidate(
             method=method,
@@ -174,10 +174,10 @@ class Costing:
             tokens=self.global_batch_size * profile.block_length,
         )
 
-    def layout(self, setting: Setting) -> Layout:
-        """How DeepSpeed would spread the state, by the very configuration that training hands to it."""
+    def config(self, setting: Setting) -> dict[str, Any]:
+        """What training would hand to DeepSpeed."""
         recipe = self.recipe
-        config = engine_config(
+        return engine_config(
             zero_stage=setting.zero_stage,
             dtype=recipe.model.dtype,
             offload_optimizer=setting.offload_optimizer,
@@ -187,11 +187,14 @@ class Costing:
             gradient_clipping=recipe.train.gradient_clipping,
             extra=_planned(recipe.deepspeed.config),
         )
+
+    def layout(self, setting: Setting) -> Layout:
+        """How DeepSpeed then spreads the state."""
         return layout_by(
-            config,
+            self.config(setting),
             world_size=self.cluster.num_ranks,
             element_size=self.element_size,
-            optimizer=recipe.train.optimizer.name,
+            optimizer=self.recipe.train.optimizer.name,
         )
 
     def _gathers(self, profile: Profile, layout: Layout) -> Gathers:
@@ -208,7 +211,7 @@ class Costing:
         start = 0 if layout.offloads_optimizer or not anchor.l2 else state.masters or state.weights
         return {
             **state.on_gpu(layout),
-            "buffers": state.buffers,
+            "buckets": state.buckets + state.copies,
             "gathers": self.element_size * gathers.live,
             "activations": int(profile.saved.of(blocks)) + profile.head.kept_bytes(tokens),
             "working": int(profile.working.of(blocks)),

@@ -66,12 +66,7 @@ def subject(recipe: Recipe, *, neurons_share: float | None = None) -> Subject:
     Raises:
         UserError: No such model, a mixture of experts, or a set that does not fit it.
     """
-    attention = recipe.model.attn_implementation
-    skeleton = load_skeleton(
-        recipe_model(recipe, config_only=True),
-        dtype=getattr(torch, recipe.model.dtype),
-        attn_implementation="eager" if attention == "eager" else META_ATTENTION,
-    )
+    skeleton = skeleton_of(recipe)
     if is_mixture(skeleton):
         config: Any = skeleton.config
         raise UserError(
@@ -85,6 +80,16 @@ def subject(recipe: Recipe, *, neurons_share: float | None = None) -> Subject:
     neurons = _spread(skeleton, share)
     why = "as --neurons-share says" if neurons_share is not None else f"estimated: there is no {path} yet"
     return Subject(recipe, skeleton, neurons, f"{100 * share:.3g} % of every layer, {why}")
+
+
+def skeleton_of(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's model on the meta device, by its config.json."""
+    attention = recipe.model.attn_implementation
+    return load_skeleton(
+        recipe_model(recipe, config_only=True),
+        dtype=getattr(torch, recipe.model.dtype),
+        attn_implementation="eager" if attention == "eager" else META_ATTENTION,
+    )
 
 
 def _of_set(recipe: Recipe, skeleton: PreTrainedModel, path: Path) -> Tensor:
@@ -120,13 +125,18 @@ def profiles(
     wanted = [(name, kind) for name in names for kind in kinds]
     return {
         (name, kind): profile(
-            copy.deepcopy(found.skeleton), _section(found, name), _neurons(found, name), kind, largest=largest
+            copy.deepcopy(found.skeleton),
+            section_of(found, name),
+            _neurons(found, name),
+            kind,
+            largest=largest,
         )
         for name, kind in progress(wanted, "Planning", unit="methods")
     }
 
 
-def _section(found: Subject, name: str) -> TrainSection:
+def section_of(found: Subject, name: str) -> TrainSection:
+    """The recipe's training with another method."""
     train = found.recipe.train.model_copy(update=_METHODS[name])
     if train.method == "lora" and train.lora.r == "match":
         return with_matched_lora(train, found.skeleton, found.neurons)

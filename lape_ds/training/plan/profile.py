@@ -5,8 +5,6 @@ First on the plan's way. The model is the training's own, prepared as training p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -194,40 +192,52 @@ def _measure(model: PreTrainedModel, blocks: int, length: int) -> _Measured:
 
 
 def _uses(model: PreTrainedModel, length: int, *, recomputed: bool) -> tuple[Use, ...]:
-    """Forward by calling it; backward in reverse, each layer after its recomputation."""
+    """Forward by calling it; backward in reverse, from the first module on that trains.
+
+    DeepSpeed counts modules without weights too. A layer is recomputed when backward first asks for something it has kept,
+    which is behind its last weight.
+    """
     numbers = {id(param): number for number, param in enumerate(model.parameters())}
-    forward: list[list[Use]] = []  # by layer; what stands outside of layers is by itself
-    with _called(model) as calls, torch.no_grad():
-        model.base_model(input_ids=torch.zeros(1, length, dtype=torch.int64, device=META), use_cache=False)
-    layers = {
-        id(module): number for number, layer in enumerate(decoder_layers(model)) for module in layer.modules()
-    }
-    last: int | None = None
-    for module in [*calls, model.get_output_embeddings()]:
-        external: dict[Any, nn.Parameter] = getattr(module, "_external_params", {})
-        needed = {id(param): param for param in (*module.parameters(recurse=False), *external.values())}
-        if not needed:
-            continue
-        layer = layers.get(id(module))
-        if layer is None or layer != last:
-            forward.append([])
-        last = layer
-        forward[-1].append(Use(tuple((numbers[key], param.numel()) for key, param in needed.items())))
-    backward = [
-        use
-        for part in reversed(forward)
-        for use in [*(part if recomputed and len(part) > 1 else []), *reversed(part)]
-    ]
-    return (*(use for part in forward for use in part), *backward)
+    begun, done = _calls(model, length)
+    around = [nn.Module(), model.get_output_embeddings()]  # the loss module, and its head
+    first = next(i for i, module in enumerate([*done, around[1]]) if _trains(module))
+    layer_of = {id(part): layer for layer in decoder_layers(model) for part in layer.modules()}
+    order = [around[0], *begun, around[1], *around]
+    seen: set[int] = set()
+    for module in reversed(done[first:]):
+        order.append(module)
+        layer = layer_of.get(id(module))
+        if recomputed and layer is not None and id(layer) not in seen and _needed(module):
+            seen.add(id(layer))
+            order += [part for part in begun if layer_of.get(id(part)) is layer and part is not layer]
+    return tuple(
+        Use(tuple((numbers[id(param)], param.numel()) for param in _needed(module))) for module in order
+    )
 
 
-@contextmanager
-def _called(model: nn.Module) -> Iterator[Sequence[nn.Module]]:
-    """The modules that a forward pass calls, in order."""
-    calls: list[nn.Module] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, _: calls.append(module)) for module in model.modules()
-    ]
-    yield calls
+def _calls(model: PreTrainedModel, length: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules that a forward pass calls, as they begin and as they are done."""
+    begun: list[nn.Module] = []
+    done: list[nn.Module] = []
+    hooks: list[Any] = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, _: begun.append(module)))
+        hooks.append(module.register_forward_hook(lambda module, *_: done.append(module)))
+    with torch.no_grad():
+        input_ids = torch.zeros(1, length, dtype=torch.int64, device=META)
+        model.base_model(input_ids=input_ids, use_cache=False)
     for hook in hooks:
         hook.remove()
+    return begun, done
+
+
+def _needed(module: nn.Module) -> list[nn.Parameter]:
+    """What must be whole when a module is called: its own parameters, and those that it has registered."""
+    external: dict[int, nn.Parameter] = getattr(module, "_external_params", {})
+    return list(
+        {id(param): param for param in (*module.parameters(recurse=False), *external.values())}.values()
+    )
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(param.requires_grad for param in _needed(module))

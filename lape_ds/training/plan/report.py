@@ -213,7 +213,7 @@ _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "grads": _gb("gradients"),
     "acti-\nvations": _gb("activations"),
     "layer,\nlogits": lambda plan, one: f"{max(one.gpu['working'], one.gpu['logits']) / GIGA:.1f}",
-    "gathers,\nbuckets": _gb("gathers", "buffers"),
+    "gathers,\nbuckets": _gb("gathers", "buckets"),
     "peak": lambda plan, one: f"{one.peak / GIGA:.1f}",
     "sent a\nstep": lambda plan, one: "–" if not one.communication else f"{one.communication / GIGA:.2g}",
     "tokens\n/s": _speed,
@@ -257,7 +257,8 @@ def _assumptions(plan: Plan) -> str:
     peak = plan.cluster.flops(2 if plan.recipe.model.dtype == "bfloat16" else 4) / 1e12
     return (
         f"Bytes are counted; speeds are estimates, good for an order: {peak:.3g} TFLOP/s a GPU "
-        f"({100 * assumed.UTILISATION:.0f} % of its peak), {assumed.NODE_BANDWIDTH / GIGA:.0f} GB/s between GPUs of a node, {assumed.NETWORK_BANDWIDTH / GIGA:.0f} between nodes, "
-        f"{assumed.HOST_BANDWIDTH / GIGA:.0f} to the host, nothing overlapping. Hours for {per}. Kept free: "
-        f"{100 * assumed.RESERVED_SHARE:.0f} % and {readable(assumed.RESERVED_BYTES)}."
+        f"({100 * assumed.UTILISATION:.0f} % of its peak), {assumed.NODE_BANDWIDTH / GIGA:.0f} GB/s between GPUs of a node, "
+        f"{assumed.NETWORK_BANDWIDTH / GIGA:.0f} between nodes, {assumed.HOST_BANDWIDTH / GIGA:.0f} to the host, nothing "
+        f"overlapping. Hours for {per}. Kept free: {100 * assumed.RESERVED_SHARE:.0f} % and "
+        f"{readable(assumed.RESERVED_BYTES)}."
     )
