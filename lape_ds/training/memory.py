@@ -119,6 +119,12 @@ class Layout:
         return self.zero.offload_param is not None and self.zero.offload_param.device != "none"
 
     @property
+    def offloads_gradients(self) -> bool:
+        """Whether they are summed up on the host: stages 1 and 2 do that on the GPU, but for stage 2 in fp32."""
+        summed = self.stage == 3 or (self.stage == 2 and self.element_size == _FP32)
+        return self.offloads_optimizer and summed
+
+    @property
     def uses_bf16_optimizer(self) -> bool:
         """Whether DeepSpeed takes its BF16_Optimizer, which keeps the gradients of all ranks in fp32."""
         return self.stage == 1 and self.element_size == 2 and not self.offloads_optimizer
@@ -155,7 +161,7 @@ class StateBytes:
             "weights": 0 if off_parameters else self.weights,
             "masters": 0 if off_optimizer else self.masters,
             "moments": 0 if off_optimizer else self.moments,
-            "gradients": 0 if off_optimizer and layout.stage >= 2 else self.gradients,
+            "gradients": 0 if layout.offloads_gradients else self.gradients,
         }
 
 
@@ -246,18 +252,16 @@ def _copies(contents: Contents, layout: Layout) -> int:
 
 
 def _host(layout: Layout, weights: int, own: int, moments: int) -> int:
-    """Masters, their `.grad` and moments. Stage 3 collects gradients in one more buffer, stage 2 in the weights' dtype.
+    """Masters, their `.grad` and moments. Stage 3 sums up gradients in one more buffer, stage 2 in fp32 does too.
 
     Stages 1 and 2 also have the new weights there before they go to the GPU.
     """
     host = weights if layout.offloads_parameters else 0
     if not layout.offloads_optimizer:
         return host
-    collected = (
-        _FP32
-        if layout.stage == 3
-        else layout.element_size * (2 if layout.stage == 2 and layout.accumulation > 1 else 1)
-    )
+    collected = _FP32 if layout.stage == 3 else layout.element_size
+    if layout.stage == 2 and layout.offloads_gradients and layout.accumulation > 1:
+        collected += layout.element_size
     return host + moments + (2 * _FP32 + collected) * own
 
 

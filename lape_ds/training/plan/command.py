@@ -116,5 +116,10 @@ def keep(best: Candidate | None, recipe: Recipe, recipe_path: str) -> None:
     """
     if best is None:
         raise UserError(f"nothing fits for {name_of(recipe.train)}; {recipe_path} is left as it is")
-    difference = rewrite_recipe(recipe_path, best.setting.keys())
+    keep_setting(best.setting, recipe_path)
+
+
+def keep_setting(setting: Setting, recipe_path: str) -> None:
+    """Writes settings into the recipe's file and prints the difference."""
+    difference = rewrite_recipe(recipe_path, setting.keys())
     print(difference or f"{recipe_path} says all that already", end="" if difference else "\n")
