@@ -65,8 +65,13 @@ def edited(text: str, settings: Mapping[str, Any], *, origin: str) -> str:
     wanted = parse_yaml(text, origin=origin, line_numbers=True)
     for key, value in settings.items():
         wanted.put(key.split("."), value, origin=origin)
-        text = _set(text, key.split("."), _scalar(value))
-    if parse_yaml(text, origin=origin, line_numbers=True).data != wanted.data:
+    try:
+        for key, value in settings.items():
+            text = _set(text, key.split("."), _scalar(value))
+        now = parse_yaml(text, origin=origin, line_numbers=True).data
+    except (yaml.YAMLError, UserError):
+        now = None
+    if now != wanted.data:
         told = " ".join(f"{key}={value}" for key, value in settings.items())
         raise UserError(f"{origin} is written in a way that cannot be edited key by key; set by hand {told}")
     validate(wanted)

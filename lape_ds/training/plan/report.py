@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 _WIDTH = 100  # of a log or a file
 _ROWS_OF_THE_RECIPES = 3
 _ROWS_OF_OTHERS = 2
-_OFFLOAD = {"–": "–", "optimizer": "states", "weights": "weights", "optimizer+weights": "both"}
+_ON_HOST = {"–": "{}", "optimizer": "{} states", "weights": "{} weights", "optimizer+weights": "{} both"}
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,19 @@ def show(plan: Plan, *, everything: bool, console: Console | None = None) -> Non
     for line in _head(plan):
         console.print(line, highlight=False)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    columns = {
+        heading: cell
+        for heading, cell in _COLUMNS.items()
+        if console.width >= 96 or heading not in _ONLY_WHEN_WIDE
+    }
+    for heading in columns:
+        left = heading in ("method", "ZeRO,\non host")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     method = ""
     for one in plan.rows(everything=everything):
         if method and one.method != method:
             table.add_section()
-        cells = [cell(plan, one) for cell in _COLUMNS.values()]
+        cells = [cell(plan, one) for cell in columns.values()]
         table.add_row(*(cells if one.method != method else ["", *cells[1:]]), style=_style(plan, one))
         method = one.method
     console.print(table)
@@ -185,9 +191,13 @@ def _head(plan: Plan) -> list[str]:
 def _gb(*kinds: str) -> Callable[[Plan, Candidate], str]:
     def cell(plan: Plan, candidate: Candidate) -> str:
         size = sum(candidate.gpu[kind] for kind in kinds) / GIGA
-        return "–" if size == 0 else f"{size:.1f}" if size >= 0.05 else "<0.1"
+        return "–" if size == 0 else _number(size)
 
     return cell
+
+
+def _number(size: float) -> str:
+    return "<0.1" if size < 0.05 else f"{size:.1f}" if size < 100 else f"{size:,.0f}"
 
 
 def _speed(plan: Plan, candidate: Candidate) -> str:
@@ -204,21 +214,26 @@ def _hours(plan: Plan, candidate: Candidate) -> str:
 # Sizes in GB. One layer's backward or a chunk of logits, whichever is larger: they do not meet.
 _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "method": lambda plan, one: one.method,
-    "ZeRO": lambda plan, one: str(one.setting.zero_stage),
-    "on\nhost": lambda plan, one: _OFFLOAD[one.setting.offload],
-    "micro\nbatch": lambda plan, one: f"{one.setting.micro_batch_size}x{one.setting.accumulation}",
-    "re-\ncomp.": lambda plan, one: "–" if one.setting.checkpointing == "none" else "yes",
+    "ZeRO,\non host": lambda plan, one: _ON_HOST[one.setting.offload].format(one.setting.zero_stage),
+    "batch": lambda plan, one: f"{one.setting.micro_batch_size}x{one.setting.accumulation}",
+    "recom-\npute": lambda plan, one: "–" if one.setting.checkpointing == "none" else "yes",
     "weights": _gb("weights", "anchor"),
     "states": _gb("masters", "moments"),
     "grads": _gb("gradients"),
-    "acti-\nvations": _gb("activations"),
-    "layer,\nlogits": lambda plan, one: f"{max(one.gpu['working'], one.gpu['logits']) / GIGA:.1f}",
-    "gathers,\nbuckets": _gb("gathers", "buckets"),
-    "peak": lambda plan, one: f"{one.peak / GIGA:.1f}",
-    "sent a\nstep": lambda plan, one: "–" if not one.communication else f"{one.communication / GIGA:.2g}",
-    "tokens\n/s": _speed,
+    "saved": _gb("activations"),
+    "layer,\nlogits": lambda plan, one: _number(max(one.gpu["working"], one.gpu["logits"]) / GIGA),
+    "buf-\nfers": _gb("gathers", "buckets"),
+    "peak": lambda plan, one: _number(one.peak / GIGA),
+    "sent": lambda plan, one: "–" if not one.communication else _number(one.communication / GIGA),
+    "tokens/s": _speed,
     "hours": _hours,
 }
+_ONLY_WHEN_WIDE = (
+    "recom-\npute",
+    "layer,\nlogits",
+    "sent",
+    "hours",
+)  # a terminal of less than 96 columns does without
 
 
 def _misfits(plan: Plan) -> list[str]:
