@@ -243,11 +243,12 @@ def _copies(contents: Contents, layout: Layout) -> int:
         # The engine's own all-reduce: a flat copy of up to 500 M elements, in fp32 beside the one in the weights' dtype.
         reduced = min(500_000_000, stepped)
         return reduced * (_FP32 if layout.stage or size == _FP32 else _FP32 + size)
-    filled = min(int(layout.zero.reduce_bucket_size), stepped)
+    largest = max(tensor.numel for tensor in contents.trained)
+    filled = min(stepped, max(int(layout.zero.reduce_bucket_size), largest))  # a larger tensor goes by itself
     if layout.stage == 3:  # the parts of all ranks are put in order
         return _FP32 * filled
-    largest = max(tensor.numel for tensor in contents.trained)
-    copied = 0 if size == _FP32 or layout.stage == 1 else _FP32 * filled
+    collected = _FP32 if layout.stage == 1 else size  # one flat copy, and one in fp32 unless it is that
+    copied = (collected + (_FP32 if collected != _FP32 else 0)) * filled
     return copied + (size * largest if layout.offloads_optimizer else 0)
 
 

@@ -207,7 +207,9 @@ class Costing:
     ) -> dict[str, int]:
         blocks, anchor = setting.micro_batch_size, self.recipe.train.anchor
         tokens = blocks * profile.block_length
-        base = self.element_size * profile.contents.num_parameters if anchor.kl else 0
+        base = 0
+        if anchor.kl:  # the base, and its hidden states of what is replayed: at most of everything
+            base = self.element_size * (profile.contents.num_parameters + tokens * profile.head.hidden_size)
         start = 0 if layout.offloads_optimizer or not anchor.l2 else state.masters or state.weights
         return {
             **state.on_gpu(layout),
