@@ -77,23 +77,31 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    cases: list[Case] = []
-    for size in SIZES:
-        for stage in (0, 1, 2, 3):
-            cases += [Case(size, stage, method) for method in ("subnetwork", "masked", "full")]
-            cases += [Case(size, stage, method, "float32") for method in ("subnetwork", "full")]
-        cases += [Case(size, 2, method) for method in ("ffn", "lora", "ia3")]
-        cases += [Case(size, 3, "lora")]
-        kinds = [(2, "subnetwork"), (3, "subnetwork"), (3, "full")]
-        cases += [Case(size, stage, method, checkpointing="non_reentrant") for stage, method in kinds]
-        cases += [Case(size, 3, method, reuse=10**9) for method in ("subnetwork", "full")]
-        offloaded = [(stage, "cpu", "none") for stage in (1, 2, 3)] + [(3, "none", "cpu"), (3, "cpu", "cpu")]
-        for stage, optimizer, parameters in offloaded:
-            cases += [
-                Case(size, stage, method, offload_optimizer=optimizer, offload_parameters=parameters)
-                for method in ("masked", "full")
-            ]
-    return cases
+    """Every stage with every kind of what trains, at both sizes; the rest at one of them."""
+    cases = [
+        Case(size, stage, method)
+        for size in SIZES
+        for stage in (0, 1, 2, 3)
+        for method in ("subnetwork", "masked", "full")
+    ]
+    for stage in (0, 1, 2, 3):
+        cases += [Case("small", stage, "full", "float32"), Case("large", stage, "subnetwork", "float32")]
+    cases += [Case("small", 2, method) for method in ("ffn", "lora", "ia3")]
+    cases += [Case("large", 3, "lora"), Case("small", 3, "full", reuse=10**9)]
+    kinds = [
+        ("small", 2, "subnetwork"),
+        ("large", 3, "subnetwork"),
+        ("small", 3, "full"),
+        ("large", 1, "full"),
+    ]
+    cases += [Case(size, stage, method, checkpointing="non_reentrant") for size, stage, method in kinds]
+    offloaded: list[tuple[int, Offload, Offload]] = [(stage, "cpu", "none") for stage in (1, 2, 3)]
+    for stage, optimizer, parameters in [*offloaded, (3, "none", "cpu"), (3, "cpu", "cpu")]:
+        cases += [
+            Case(size, stage, method, offload_optimizer=optimizer, offload_parameters=parameters)
+            for size, method in (("small", "masked"), ("large", "full"))
+        ]
+    return [*cases, Case("small", 2, "full", "float32", offload_optimizer="cpu")]
 
 
 def neurons_of(size: str) -> Tensor:

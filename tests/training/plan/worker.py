@@ -81,6 +81,11 @@ def tensors_alive(parameters: list[nn.Parameter]) -> list[Tensor]:
     return [*found, *(param.grad for param in parameters if param.grad is not None)]
 
 
+def gradients_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    both = [one for param in parameters for one in (param.grad, getattr(param, "grad_accum", None))]
+    return [one for one in both if one is not None]
+
+
 def masters_of(engine: Any) -> list[Tensor]:
     optimizer = engine.optimizer
     for name in (
@@ -131,10 +136,14 @@ def run(case: Case, folder: Path) -> dict[str, int]:
     parameters = list(engine.parameters())
     live = Live(engine)
     told: dict[str, int] = {}
-    first = next(param for param in parameters if param.requires_grad)
-    first.register_post_accumulate_grad_hook(
-        lambda _: told.update(buckets=max(told.get("buckets", 0), bucket_bytes(engine)))
-    )
+    training = [param for param in parameters if param.requires_grad]
+
+    def look(_: nn.Parameter) -> None:
+        told["buckets"] = max(told.get("buckets", 0), bucket_bytes(engine))
+        told["unreduced"] = max(told.get("unreduced", 0), storage_bytes(gradients_of(training)))
+
+    for param in training:
+        param.register_post_accumulate_grad_hook(look)
     persistent = [getattr(engine.optimizer, "grad_partitions_flat_buffer", None)]
     persistent += getattr(engine.optimizer, "fp32_groups_gradients_flat", [])
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -154,7 +163,9 @@ def run(case: Case, folder: Path) -> dict[str, int]:
                 engine.step()
         if last:
             own = storage_bytes(one for one in persistent if one is not None)
-            told["gradients"] = storage_bytes(tensors_alive(parameters)) - before + own
+            reduced = storage_bytes(tensors_alive(parameters)) - before
+            # Before stage 2 there is a moment in which no gradient is reduced yet.
+            told["gradients"] = own + max(reduced, told["unreduced"] if case.stage < 2 else 0)
         take_step(engine)
     inner: Any = trained._inner if isinstance(trained, MaskedOptimizer) else trained.optimizer
     moments = [
@@ -173,6 +184,7 @@ def run(case: Case, folder: Path) -> dict[str, int]:
 
 def main(folder: Path) -> None:
     ranks.start()
+    gc.freeze()  # what is here by now needs no looking at
     found = {case.name: run(case, folder) for case in all_cases()}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
