@@ -167,11 +167,3 @@ def test_mixtures_of_experts_are_refused(bare_recipe: Path, tmp_path: Path) -> N
         UserError, match="model type mixtral is a mixture of experts, which the plan does not know"
     ):
         subject(recipe)
-
-
-def test_clusters_as_they_are_written() -> None:
-    cluster = parse_cluster("2x8x80gb")
-    assert (cluster.nodes, cluster.gpus_per_node, cluster.memory, cluster.num_ranks) == (2, 8, 80 * 10**9, 16)
-    assert str(cluster) == "2x8x80GB"
-    assert cluster.usable == 80e9 * 0.92 - 1e9
-    assert cluster.bandwidth < parse_cluster("8x80GB").bandwidth
