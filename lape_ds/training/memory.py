@@ -140,7 +140,7 @@ class StateBytes:
         gradients: Between backward and step.
         moments: From the first step on.
         buckets: In which DeepSpeed collects gradients to reduce them, in backward.
-        copies: Of what is in them, while it is reduced.
+        copies: Of what is reduced at a time: during backward from stage 2 on, else behind it.
         step: What a step takes beside all that: the gradient once more, and torch's temporaries.
         host: Of these, and of what DeepSpeed keeps beside them, on the host.
     """
@@ -184,15 +184,19 @@ def state_bytes(contents: Contents, layout: Layout, rank: int) -> StateBytes:
         moments=moments,
         buckets=_buckets(layout),
         copies=_copies(contents, layout),
-        step=_step(layout, own, entries, masked=any(tensor.mask is not None for tensor in contents.trained)),
+        step=_step(layout, own, entries, masked=_is_masked(contents)),
         host=_host(layout, weights, own, moments),
     )
 
 
 def largest_state_bytes(contents: Contents, layout: Layout) -> StateBytes:
     """What the rank keeps that keeps the most: entries of a mask are spread unevenly."""
-    ranks = range(layout.world_size) if any(tensor.mask for tensor in contents.trained) else range(1)
+    ranks = range(layout.world_size) if _is_masked(contents) else range(1)
     return max((state_bytes(contents, layout, rank) for rank in ranks), key=lambda found: found.moments)
+
+
+def _is_masked(contents: Contents) -> bool:
+    return any(tensor.mask is not None for tensor in contents.trained)
 
 
 def _parts(contents: Contents, layout: Layout, rank: int) -> Iterator[tuple[TrainedTensor, int, int]]:

@@ -213,12 +213,12 @@ class Costing:
         start = 0 if layout.offloads_optimizer or not anchor.l2 else state.masters or state.weights
         return {
             **state.on_gpu(layout),
-            "buckets": state.buckets + state.copies,
+            "buckets": state.buckets + (state.copies if layout.stage >= 2 else 0),
             "gathers": self.element_size * gathers.live,
             "activations": int(profile.saved.of(blocks)) + profile.head.kept_bytes(tokens),
             "working": int(profile.working.of(blocks)),
             "logits": profile.head.logit_bytes(tokens, self.cluster.device, anchored=anchor.kl > 0),
-            "step": state.step,
+            "step": max(state.step, state.copies if layout.stage < 2 else 0),
             "anchor": base + start,
         }
 
