@@ -232,11 +232,18 @@ def _calls(model: PreTrainedModel, length: int) -> tuple[list[nn.Module], list[n
 
 
 def _needed(module: nn.Module) -> list[nn.Parameter]:
-    """What must be whole when a module is called: its own parameters, and those that it has registered."""
+    """What must be whole when a module is called: its own parameters, those that it has registered, and in containers."""
     external: dict[int, nn.Parameter] = getattr(module, "_external_params", {})
-    return list(
-        {id(param): param for param in (*module.parameters(recurse=False), *external.values())}.values()
-    )
+    contained = [
+        param
+        for child in module.children()
+        if isinstance(
+            child, nn.ParameterDict | nn.ParameterList
+        )  # (IA)³ has its vectors in one; nobody calls it
+        for param in child.parameters(recurse=False)
+    ]
+    found = (*module.parameters(recurse=False), *external.values(), *contained)
+    return list({id(param): param for param in found}.values())
 
 
 def _trains(module: nn.Module) -> bool:
