@@ -6,15 +6,14 @@ Needs no GPU and no weights: the model's config.json, the recipe, and its neuron
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, rewrite_recipe
 from lape_ds.training.plan.candidates import Candidate, Costing, Setting
 from lape_ds.training.plan.cluster import Cluster, gpus_here, parse_cluster
-from lape_ds.training.plan.methods import METHODS, Subject, name_of, profiles, subject
-from lape_ds.training.plan.profile import Checkpointing, Profile
+from lape_ds.training.plan.methods import METHODS, Profiles, Subject, name_of, profiles, subject
 from lape_ds.training.plan.report import Plan, as_json, markdown_file, show
 from lape_ds.writing import write_json, write_text
 
@@ -85,10 +84,10 @@ def _candidates(
     costing: Costing,
     settings: Sequence[Setting],
     methods: Sequence[str],
-    known: Mapping[tuple[str, Checkpointing], Profile],
+    known: Profiles,
 ) -> list[Candidate]:
     return [
-        costing.candidate(method, known[method, setting.checkpointing], setting)
+        costing.candidate(method, known[method, setting.checkpointing, setting.zero_stage == 3], setting)
         for method in methods
         for setting in settings
     ]

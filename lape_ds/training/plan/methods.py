@@ -6,7 +6,8 @@ Between recipe and candidates.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ _METHODS: dict[str, dict[str, str]] = {
     "ia3": {"method": "ia3"},
 }
 METHODS = tuple(_METHODS)
+Profiles = Mapping[
+    tuple[str, Checkpointing, bool], Profile
+]  # by method, checkpointing, and whether under ZeRO-3
 
 
 @dataclass(frozen=True)
@@ -118,20 +122,19 @@ def name_of(train: TrainSection) -> str:
     return train.method
 
 
-def profiles(
-    found: Subject, names: Iterable[str], *, largest: int, kinds: Sequence[Checkpointing] = KINDS
-) -> Mapping[tuple[str, Checkpointing], Profile]:
-    """Every method with and without checkpointing, on the meta device, for micro-batches of up to `largest` blocks."""
-    wanted = [(name, kind) for name in names for kind in kinds]
+def profiles(found: Subject, names: Iterable[str], *, largest: int) -> Profiles:
+    """Every method with and without checkpointing and ZeRO-3, on the meta device, for micro-batches of up to `largest` blocks."""
+    wanted = list(itertools.product(names, KINDS, (False, True)))
     return {
-        (name, kind): profile(
+        (name, kind, partitioned): profile(
             copy.deepcopy(found.skeleton),
             section_of(found, name),
             _neurons(found, name),
             kind,
             largest=largest,
+            partitioned=partitioned,
         )
-        for name, kind in progress(wanted, "Planning", unit="methods")
+        for name, kind, partitioned in progress(wanted, "Planning", unit="profiles")
     }
 
 

@@ -5,12 +5,16 @@ First on the plan's way. The model is the training's own, prepared as training p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lape_ds.model.ffn import decoder_layers, logit_head
@@ -122,6 +126,7 @@ def profile(
     checkpointing: Checkpointing,
     *,
     largest: int,
+    partitioned: bool,
 ) -> Profile:
     """Prepares the method in a skeleton and takes it through a micro-batch of one block and of many.
 
@@ -134,12 +139,14 @@ def profile(
         neurons: integer [n, 2] for the methods that train neurons.
         checkpointing: Of the layers.
         largest: Most blocks that will be asked for.
+        partitioned: As ZeRO-3 runs it, whose linear keeps its input for backward where torch's, if frozen, does not.
     """
     many = max(2, largest)
     model = skeleton.to(META).train()
     trained = prepare(model, train, neurons)
     recompute_layers(model, checkpointing)
-    one, more = (_measure(model, blocks, train.block_length) for blocks in (1, many))
+    with _linear(zero3_linear_wrap if partitioned else functional.linear):
+        one, more = (_measure(model, blocks, train.block_length) for blocks in (1, many))
     found = logit_head(model)
     weight = found.linear.weight
     return Profile(
@@ -157,6 +164,17 @@ def profile(
         uses=_uses(model, train.block_length, recomputed=checkpointing != "none"),
         block_length=train.block_length,
     )
+
+
+@contextmanager
+def _linear(function: Any) -> Iterator[None]:
+    """Lets modules use another `linear`, as DeepSpeed's `zero.Init` does for good."""
+    before = functional.linear
+    functional.linear = function
+    try:
+        yield
+    finally:
+        functional.linear = before
 
 
 @dataclass(frozen=True)
@@ -237,9 +255,7 @@ def _needed(module: nn.Module) -> list[nn.Parameter]:
     contained = [
         param
         for child in module.children()
-        if isinstance(
-            child, nn.ParameterDict | nn.ParameterList
-        )  # (IA)³ has its vectors in one; nobody calls it
+        if isinstance(child, nn.ParameterDict | nn.ParameterList)  # of (IA)³: nobody calls it
         for param in child.parameters(recurse=False)
     ]
     found = (*module.parameters(recurse=False), *external.values(), *contained)

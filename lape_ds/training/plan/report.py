@@ -81,7 +81,7 @@ def show(plan: Plan, *, everything: bool, console: Console | None = None) -> Non
         console = Console(width=_WIDTH)
     for line in _head(plan):
         console.print(line, highlight=False)
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=SIMPLE, padding=0, show_edge=False)
     columns = {
         heading: cell
         for heading, cell in _COLUMNS.items()
@@ -216,7 +216,7 @@ _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "method": lambda plan, one: one.method,
     "ZeRO,\non host": lambda plan, one: _ON_HOST[one.setting.offload].format(one.setting.zero_stage),
     "batch": lambda plan, one: f"{one.setting.micro_batch_size}x{one.setting.accumulation}",
-    "recom-\npute": lambda plan, one: "–" if one.setting.checkpointing == "none" else "yes",
+    "ckpt": lambda plan, one: "–" if one.setting.checkpointing == "none" else "yes",
     "weights": _gb("weights", "anchor"),
     "states": _gb("masters", "moments"),
     "grads": _gb("gradients"),
@@ -225,11 +225,11 @@ _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "buf-\nfers": _gb("gathers", "buckets"),
     "peak": lambda plan, one: _number(one.peak / GIGA),
     "sent": lambda plan, one: "–" if not one.communication else _number(one.communication / GIGA),
-    "tokens/s": _speed,
+    "tok/s": _speed,
     "hours": _hours,
 }
 _ONLY_WHEN_WIDE = (
-    "recom-\npute",
+    "ckpt",
     "layer,\nlogits",
     "sent",
     "hours",
@@ -247,9 +247,9 @@ def _misfits(plan: Plan) -> list[str]:
                 continue
             least = min(own, key=lambda one: one.peak)
             kind = max(least.gpu, key=lambda kind: least.gpu[kind])
-            told.append(f"ZeRO {stage} {readable(least.peak)} ({kind} {readable(least.gpu[kind])})")
+            told.append(f"{readable(least.peak)} with ZeRO {stage} ({kind} {readable(least.gpu[kind])})")
         if told:
-            lines.append(f"{method} does not fit with {', '.join(told)} at least")
+            lines.append(f"{method} needs at least {', '.join(told)}")
     return lines
 
 

@@ -37,17 +37,19 @@ def measured(folder: Path) -> Measured:
     return json.loads((folder / "measured.json").read_text())
 
 
-_PROFILES: dict[tuple[str, ...], Profile] = {}
+_PROFILES: dict[tuple[str | bool, ...], Profile] = {}
 
 
 def planned_profile(case: Case, folder: Path) -> Profile:
-    key = (case.size, case.method, case.dtype, case.checkpointing)
+    key = (case.size, case.method, case.dtype, case.checkpointing, case.stage == 3)
     if key not in _PROFILES:
         recipe, neurons = case.recipe(folder), neurons_of(case.size)
         subject = Subject(recipe, skeleton_of(recipe), neurons, "")
         wanted = neurons if case.method in ("subnetwork", "masked") else None
         section = section_of(subject, case.method)
-        _PROFILES[key] = profile(subject.skeleton, section, wanted, case.checkpointing, largest=BLOCKS)
+        _PROFILES[key] = profile(
+            subject.skeleton, section, wanted, case.checkpointing, largest=BLOCKS, partitioned=case.stage == 3
+        )
     return _PROFILES[key]
 
 
