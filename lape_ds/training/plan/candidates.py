@@ -237,11 +237,11 @@ class Costing:
         gathered *= gathers.fetched * accumulation if layout.stage == 3 else (stepped if layout.stage else 0)
         sent = int(reduced + gathered)
         tokens = setting.micro_batch_size * profile.block_length
-        flops = profile.flops.of(setting.micro_batch_size) + profile.head.flops(tokens)
+        flops = profile.flops * setting.micro_batch_size + profile.head.flops(tokens)
         if self.recipe.train.anchor.kl:
             replayed = self.recipe.train.replay.share
             flops += replayed * (
-                profile.base_flops.of(setting.micro_batch_size) + profile.head.flops(tokens) / 2
+                profile.forward_flops * setting.micro_batch_size + profile.head.flops(tokens) / 2
             )
         seconds = accumulation * flops / cluster.flops(self.element_size) + sent / cluster.bandwidth
         return sent, seconds + self._step_seconds(layout, state, gathers, accumulation)

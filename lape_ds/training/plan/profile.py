@@ -102,8 +102,8 @@ class Profile:
         contents: Of the prepared model.
         saved: Bytes that the layers keep between forward and backward, by blocks.
         working: Bytes that backward takes beside them at its worst moment: one layer's, recomputed, and its gradients.
-        flops: Of the layers, as executed: recomputation counts.
-        base_flops: Of the layers in forward alone: what a KL anchor adds.
+        flops: Of the layers for one block, as executed: recomputation counts.
+        forward_flops: Of the layers in forward alone: what a KL anchor adds.
         head: What comes after the layers.
         uses: Of weights, in the order of one micro-batch, forward and backward.
         block_length: Tokens of a block.
@@ -112,8 +112,8 @@ class Profile:
     contents: Contents
     saved: Affine
     working: Affine
-    flops: Affine
-    base_flops: Affine
+    flops: int
+    forward_flops: int
     head: Head
     uses: tuple[Use, ...]
     block_length: int
@@ -147,14 +147,15 @@ def profile(
     recompute_layers(model, checkpointing)
     with _linear(zero3_linear_wrap if partitioned else functional.linear):
         one, more = (_measure(model, blocks, train.block_length) for blocks in (1, many))
+        forward_flops, flops = _flops(model, train.block_length)
     found = logit_head(model)
     weight = found.linear.weight
     return Profile(
         contents=contents_of(model, trained),
         saved=Affine.through(one.saved, more.saved, many),
         working=Affine.through(one.working, more.working, many),
-        flops=Affine.through(one.flops, more.flops, many),
-        base_flops=Affine.through(one.forward_flops, more.forward_flops, many),
+        flops=flops,
+        forward_flops=forward_flops,
         head=Head(
             *weight.shape,
             weight.element_size(),
@@ -181,32 +182,48 @@ def _linear(function: Any) -> Iterator[None]:
 class _Measured:
     saved: int
     working: int
-    flops: int
-    forward_flops: int
 
 
 def _measure(model: PreTrainedModel, blocks: int, length: int) -> _Measured:
-    input_ids = torch.zeros(blocks, length, dtype=torch.int64, device=META)
+    input_ids = _input_ids(blocks, length)
     existing = [*model.parameters(), *model.buffers(), input_ids]
-    found: dict[str, int] = {}
+    kept: list[int] = []
 
     def work() -> None:
         with SavedForBackward(excluding=existing) as saved:
             hidden = model.base_model(input_ids=input_ids, use_cache=False)[0]
-        found["saved"], found["forward"] = saved.num_bytes(), flops()
+        kept.append(saved.num_bytes())
         hidden.backward(torch.empty_like(hidden))
 
-    # As DeepSpeed does, which takes every gradient away as it comes.
+    with _gradients_taken_away(model):
+        peak = peak_bytes(work, META, existing)
+    return _Measured(kept[0], max(0, peak - kept[0]))
+
+
+def _flops(model: PreTrainedModel, length: int) -> tuple[int, int]:
+    """Of one block: forward alone, and all. By itself: torch's counter holds on to every module's input."""
+    with _gradients_taken_away(model), count_flops() as flops:
+        hidden = model.base_model(input_ids=_input_ids(1, length), use_cache=False)[0]
+        forward = flops()
+        hidden.backward(torch.empty_like(hidden))
+    return forward, flops()
+
+
+@contextmanager
+def _gradients_taken_away(model: nn.Module) -> Iterator[None]:
+    """As they come, which is what DeepSpeed does."""
     hooks = [
         param.register_post_accumulate_grad_hook(lambda param: setattr(param, "grad", None))
         for param in model.parameters()
         if param.requires_grad
     ]
-    with count_flops() as flops:
-        peak = peak_bytes(work, META, existing)
+    yield
     for hook in hooks:
         hook.remove()
-    return _Measured(found["saved"], max(0, peak - found["saved"]), flops(), found["forward"])
+
+
+def _input_ids(blocks: int, length: int) -> Tensor:
+    return torch.zeros(blocks, length, dtype=torch.int64, device=META)
 
 
 def _uses(model: PreTrainedModel, length: int, *, recomputed: bool) -> tuple[Use, ...]:
@@ -242,8 +259,7 @@ def _calls(model: PreTrainedModel, length: int) -> tuple[list[nn.Module], list[n
         hooks.append(module.register_forward_pre_hook(lambda module, _: begun.append(module)))
         hooks.append(module.register_forward_hook(lambda module, *_: done.append(module)))
     with torch.no_grad():
-        input_ids = torch.zeros(1, length, dtype=torch.int64, device=META)
-        model.base_model(input_ids=input_ids, use_cache=False)
+        model.base_model(input_ids=_input_ids(1, length), use_cache=False)
     for hook in hooks:
         hook.remove()
     return begun, done
