@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lape_ds import __version__
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument
+from lape_ds.cli_plan import add_plan_commands
 from lape_ds.errors import UserError
 from lape_ds.noise import quiet_deepspeed
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     name="lape-ds",
     help="Find the neurons of one language and fine-tune only those, under DeepSpeed.\n\n"
     "The way: pretrain (quickstart only), corpus, identify, train, export, eval, summary; sweep to compare "
-    "methods.",
+    "methods; plan and tune before a training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,16 +39,6 @@ app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and ex
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
 
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(metavar="RECIPE", help="A recipe, or a run folder with recipe.yaml.", show_default=False),
-]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides, e.g. train.tokens=1000000.", show_default=False
-    ),
-]
 NeuronsArgument = Annotated[
     str,
     typer.Argument(
@@ -283,6 +275,9 @@ def languages(
     for field, value in language.placeholders().items():
         typer.echo(f"{field:12} {value}")
     typer.echo(f"{'also':12} {', '.join(language.aliases)}")
+
+
+add_plan_commands(app)
 
 
 @neurons_app.command("show")

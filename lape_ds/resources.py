@@ -25,6 +25,11 @@ def has_asset(relative: str) -> bool:
     return any(path.exists() for path in _candidates(relative))
 
 
+def is_installed(path: Path) -> bool:
+    """Whether a file is part of an installed lape-ds, and so not the user's to change."""
+    return path.resolve().is_relative_to(_PACKAGE / "assets")
+
+
 def asset(relative: str) -> Path:
     """The place of a shipped file or folder.
 

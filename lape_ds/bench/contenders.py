@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from lape_ds.bench.clone import clone_subnetwork
-from lape_ds.bench.meters import SavedForBackward, count_flops, peak_bytes, storage_bytes
 from lape_ds.bench.shapes import Batch
 from lape_ds.bench.sparse import shira_subnetwork
 from lape_ds.model.loss import LanguageModelLoss
+from lape_ds.model.meters import SavedForBackward, count_flops, peak_bytes, storage_bytes
 from lape_ds.recipe import TrainSection
 from lape_ds.subnetwork.methods import prepare, torch_optimizer
 from lape_ds.subnetwork.recomputing import recompute_layers

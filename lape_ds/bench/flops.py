@@ -1,4 +1,4 @@
-"""How much a step must compute, and how much a GPU could.
+"""How much a step must compute.
 
 Beside the contenders. Products with weights and attention are counted, each multiplication and addition as one;
 causal attention as if it were full, as is usual (arXiv 2204.02311, appendix B). Recomputation is not counted.
@@ -7,22 +7,6 @@ causal attention as if it were full, as is usual (arXiv 2204.02311, appendix B).
 from __future__ import annotations
 
 from lape_ds.bench.shapes import Shape
-
-# Dense bfloat16 products per second, from NVIDIA's data sheets; by a part of the name that torch gives.
-_PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-}
-
-
-def peak_flops(gpu: str) -> float | None:
-    """What a GPU can do at most in bfloat16; None if it is not in our table."""
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in gpu), None)
 
 
 def linear_weights(shape: Shape) -> tuple[int, int]:

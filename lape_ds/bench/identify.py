@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lape_ds.bench.meters import peak_bytes, storage_bytes
 from lape_ds.bench.record import new_record, write_record
 from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import Shape, build_model, find_shape
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
+from lape_ds.model.meters import peak_bytes, storage_bytes
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, CountSettings
 

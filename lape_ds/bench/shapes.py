@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental import _config as fx_config
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lape_ds.errors import UserError
+from lape_ds.model.meters import META_ATTENTION
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def build_model(shape: Shape, device: torch.device, seed: int) -> PreTrainedMode
     config = AutoConfig.for_model(
         shape.model_type, **shape.config, max_position_embeddings=shape.sequence_length, use_cache=False
     )
-    attention = _META_ATTENTION if device.type == "meta" else "sdpa"
+    attention = META_ATTENTION if device.type == "meta" else "sdpa"
     torch.manual_seed(seed)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=attention)
@@ -208,24 +209,3 @@ def all_scored() -> Iterator[None]:
     config: Any = fx_config
     with config.patch(meta_nonzero_assume_all_nonzero=True):
         yield
-
-
-def _meta_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """What `sdpa` comes to on a real device; on meta tensors it would keep [T, T] matrices that no device keeps."""
-    attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout, True, scale=scaling
-    )
-    return attended.transpose(1, 2).contiguous(), None
-
-
-_META_ATTENTION = "lape_ds_meta"
-AttentionInterface.register(_META_ATTENTION, _meta_attention)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lape_ds.bench.contenders import METHODS, WEIGHT_DECAY, Contender, StepBytes, contender
-from lape_ds.bench.flops import model_flops, peak_flops
+from lape_ds.bench.flops import model_flops
 from lape_ds.bench.record import new_record, write_record
 from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import (
@@ -31,6 +31,7 @@ from lape_ds.bench.shapes import (
 )
 from lape_ds.errors import UserError
 from lape_ds.runlog import progress
+from lape_ds.training.plan.cluster import peak_flops
 
 LEARNING_RATE = 1e-4  # the paper's for a subnetwork; the time of a step does not depend on it
 WARMUP_ROUNDS = 2

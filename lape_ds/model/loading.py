@@ -44,12 +44,13 @@ _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _NOT_NEEDED = ["original/*", "consolidated*", "onnx/*", "*.pth", "*.gguf"]  # second copies of the weights
 
 
-def resolve_model(path: str, revision: str | None = None) -> Path:
+def resolve_model(path: str, revision: str | None = None, *, config_only: bool = False) -> Path:
     """The local folder of a model: the folder itself, or a hub model fetched into the hub's cache.
 
     Args:
         path: Folder or hub id.
         revision: Branch, tag or commit; hub models only.
+        config_only: Of a hub model, only its config.json is wanted.
 
     Raises:
         UserError: No such model, gated without a token, offline and not in the cache, or the hub does not
@@ -63,13 +64,15 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
                 "id"
             )
         return folder
+    if config_only:
+        return _download(path, revision, ["config.json"])
     found = _download(path, revision, [*_SMALL_FILES, "*.safetensors"])
     if not any(found.glob("*.safetensors")):
         found = _download(path, revision, [*_SMALL_FILES, "*.bin"])
     return found
 
 
-def recipe_model(recipe: Recipe) -> Path:
+def recipe_model(recipe: Recipe, *, config_only: bool = False) -> Path:
     """`resolve_model` of a recipe's model; knows of models that the recipe makes itself.
 
     Raises:
@@ -80,7 +83,7 @@ def recipe_model(recipe: Recipe) -> Path:
             f"model.path={recipe.model.path} is not made yet (relative to {Path.cwd()}): run `lape-ds pretrain` with this "
             "recipe first"
         )
-    return resolve_model(recipe.model.path, recipe.model.revision)
+    return resolve_model(recipe.model.path, recipe.model.revision, config_only=config_only)
 
 
 def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:

@@ -6,6 +6,7 @@ First room on the data's way: `load_recipe` at the start of every stage, `freeze
 from lape_ds.recipe.base import Section
 from lape_ds.recipe.freezing import check_frozen, first_difference, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
+from lape_ds.recipe.rewriting import rewrite_recipe
 from lape_ds.recipe.sections import (
     NEURON_METHODS,
     AnchorSection,
@@ -67,6 +68,7 @@ __all__ = [
     "freeze_recipe",
     "load_recipe",
     "rate_label",
+    "rewrite_recipe",
     "sweep_runs",
     "to_yaml",
 ]

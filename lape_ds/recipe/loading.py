@@ -31,7 +31,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: A bad file, key, value or combination; or a file named in it is not there.
     """
-    source = read_yaml(_recipe_file(Path(path)))
+    source = read_yaml(recipe_file(Path(path)))
     for override in overrides:
         source.set_key(override)
     recipe = validate(source)
@@ -52,7 +52,8 @@ def validate(source: SourceText) -> Recipe:
         raise UserError(_one_line(error, source)) from None
 
 
-def _recipe_file(path: Path) -> Path:
+def recipe_file(path: Path) -> Path:
+    """The file that a path given to `load_recipe` means."""
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     if not path.exists() and not path.is_absolute() and has_asset(str(path)):

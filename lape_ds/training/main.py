@@ -1,7 +1,8 @@
 """What every rank runs: the Python half of `launch/train.sh`.
 
 A launcher gives `[--local_rank=N] [--master_addr=A] [--master_port=P] RECIPE key=value …`, with `--sweep` before the recipe for
-all runs of its sweep; the rest stands in the environment, where torchrun, DeepSpeed and our launcher put it, or as Slurm says it.
+all runs of its sweep and `--trial` for a run of which only the speed is wanted (tune.py); the rest stands in the environment,
+where torchrun, DeepSpeed and our launcher put it, or as Slurm says it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from lape_ds.training.stopping import STOPPED, StopRequest
 if TYPE_CHECKING:
     from lape_ds.training.loop import Training
 
+OUT_OF_MEMORY = "out of memory: "  # how the line begins in which a trial's rank says so
+
 
 def main(arguments: Sequence[str]) -> int:
     """Trains; returns the exit code: 0 done, 2 for what the user must mend, `STOPPED` for a run that is to go on."""
@@ -28,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
             options, rest = _take_options(arguments)
             if rest:
                 _enter(rest, options)
-            return _sweep(rest, stop) if "sweep" in options else _train(rest, stop)
+            work = _sweep if "sweep" in options else _trial if "trial" in options else _train
+            return work(rest, stop)
         except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 _ranks().fail(error)
@@ -57,7 +61,7 @@ def _take_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     while rest and rest[0].startswith("--"):
         name, _, value = rest.pop(0)[2:].partition("=")
         options[name.replace("-", "_")] = value
-    unknown = options.keys() - {"local_rank", "master_addr", "master_port", "sweep"}
+    unknown = options.keys() - {"local_rank", "master_addr", "master_port", "sweep", "trial"}
     if unknown:
         raise UserError(
             f"unknown option --{sorted(unknown)[0]}; a rank takes RECIPE key=value …, launcher options go to launch/train.sh"
@@ -114,6 +118,36 @@ def _run(training: Training, stop: StopRequest) -> int:
                 file=sys.stderr,
             )
     return 0 if finished else STOPPED
+
+
+def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
+    """A training that leaves no checkpoint; a rank without memory says so and goes, and the launcher stops the others."""
+    import torch
+
+    from lape_ds.recipe import load_recipe
+
+    recipe = load_recipe(arguments[0], arguments[1:])
+    ranks = _ranks()
+    ranks.join(recipe.launch.timeout_minutes)
+    from lape_ds.training.loop import run_training
+    from lape_ds.training.setup import set_up
+
+    try:
+        training = set_up(recipe)
+        training.keep_checkpoints = False
+        return 0 if run_training(training, stop) else STOPPED
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # torch's CPU allocator has no exception of its own.
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        print(f"{OUT_OF_MEMORY}{' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
+        ranks.leave(1)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:

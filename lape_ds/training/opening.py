@@ -14,7 +14,7 @@ from lape_ds.recipe import Recipe, freeze_recipe
 from lape_ds.runlog import write_run_json
 from lape_ds.training.checkpoint import LORA_R
 from lape_ds.training.loop import Training
-from lape_ds.training.memory import describe_memory, num_parameters
+from lape_ds.training.memory import contents_of, describe_memory
 from lape_ds.training.ranks import world_size
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.writing import told_if_unwritable
@@ -43,7 +43,7 @@ def _write_facts(training: Training, chosen: NeuronSet | None) -> None:
         "stage": "train",
         "world_size": world_size(),
         "trained_parameters": training.trained.num_entries,
-        "parameters": num_parameters(training.engine, training.trained),
+        "parameters": contents_of(training.engine, training.trained).num_parameters,
         "total_steps": training.total_steps,
         "identity": training.state.identity,
         "model_fingerprint": training.state.base_fingerprint,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lape_ds.bench.contenders import contender
-from lape_ds.bench.flops import model_flops, peak_flops
+from lape_ds.bench.flops import model_flops
 from lape_ds.bench.shapes import build_model, random_batch
 from tests.bench.shapes import NEURONS, TINY
 
@@ -33,11 +33,3 @@ def test_a_subnetwork_needs_its_own_layers_only() -> None:
     assert model_flops(TINY, "compact", num_trained=100, first_layer=1) == (
         from_first - layer + 2 * TOKENS * 100
     )
-
-
-def test_peak_of_a_gpu() -> None:
-    """Dense bfloat16, NVIDIA's data sheets of H100 SXM and PCIe, and A100."""
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("A card of next year") is None

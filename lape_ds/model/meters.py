@@ -1,6 +1,6 @@
 """What one step keeps in memory and computes, on a CPU, a GPU, or on the meta device, where nothing is computed.
 
-Beside the contenders: a plan and a measurement are the same count of the same step.
+Below training and benchmarks: a plan and a measurement are the same count of the same step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import AttentionInterface
 
 _ATEN = torch.ops.aten
 # What torch does not count by itself: products added in place, and the attention kernel of a CPU.
@@ -132,3 +133,24 @@ def count_flops() -> Iterator[Callable[[], int]]:
     """
     with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
         yield counter.get_total_flops
+
+
+def _meta_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """What `sdpa` comes to on a real device; on meta tensors it would keep [T, T] matrices that no device keeps."""
+    attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout, True, scale=scaling
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+META_ATTENTION = "lape_ds_meta"  # an `attn_implementation` for models on the meta device
+AttentionInterface.register(META_ATTENTION, _meta_attention)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lape_ds.bench.contenders import contender
-from lape_ds.bench.meters import SavedForBackward, count_flops, peak_bytes, storage_bytes
 from lape_ds.bench.shapes import build_model, random_batch
+from lape_ds.model.meters import SavedForBackward, count_flops, peak_bytes, storage_bytes
 from tests.bench.shapes import NEURONS, TINY
 
 CPU = torch.device("cpu")
