@@ -230,3 +230,21 @@ def _cpu_model() -> str:
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def readable_bytes(number: float) -> str:
+    """Bytes in three digits, e.g. `1.23 GB` (10^9 bytes)."""
+    return f"{_scaled(number)}B"
+
+
+def readable_count(number: float) -> str:
+    """A number in three digits, e.g. `56.6 M`."""
+    return _scaled(number).strip()
+
+
+def _scaled(number: float) -> str:
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} T"

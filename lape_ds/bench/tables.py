@@ -12,6 +12,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from lape_ds.runlog import readable_bytes, readable_count
+
 Record = Mapping[str, Any]
 
 
@@ -107,11 +109,11 @@ _SPEED_COLUMNS: dict[str, Callable[[Record, str], str]] = {
 }
 _PLAN_COLUMNS: dict[str, Callable[[Record, str], str]] = {"FLOPs / full's": _flops_against_full}
 _BYTE_COLUMNS: dict[str, Callable[[Record], str]] = {
-    "saved": lambda found: size(found["saved_for_backward"]),
-    "grads": lambda found: size(found["gradients"]),
-    "moments": lambda found: size(found["optimizer_state"]),
-    "peak": lambda found: size(found["peak"]),
-    "trained": lambda found: count(found["trained_weights"]),
+    "saved": lambda found: readable_bytes(found["saved_for_backward"]),
+    "grads": lambda found: readable_bytes(found["gradients"]),
+    "moments": lambda found: readable_bytes(found["optimizer_state"]),
+    "peak": lambda found: readable_bytes(found["peak"]),
+    "trained": lambda found: readable_count(found["trained_weights"]),
 }
 
 
@@ -121,26 +123,13 @@ def _identify_tables(record: Record) -> list[tuple[str, list[str], list[list[str
     for dtype, found in record["dtypes"].items():
         title = f"Counting: {settings['shape']}, {dtype}, {settings['batch_size']} x {settings['sequence_length']} tokens"
         rows = [
-            [name, f"{one['tokens_per_second']:,.0f}", _against("floor")(found, name), size(one["peak"])]
+            [
+                name,
+                f"{one['tokens_per_second']:,.0f}",
+                _against("floor")(found, name),
+                readable_bytes(one["peak"]),
+            ]
             for name, one in found["methods"].items()
         ]
         tables.append((title, ["way", "tokens/s", "× floor", "peak"], rows))
     return tables
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in three digits, e.g. `1.23 GB` (10^9 bytes)."""
-    return f"{_scaled(num_bytes)}B"
-
-
-def count(number: float) -> str:
-    """A number in three digits, e.g. `56.6 M`."""
-    return _scaled(number).strip()
-
-
-def _scaled(number: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} T"

@@ -17,6 +17,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
 
 from lape_ds.model.ffn import full_shape
+from lape_ds.runlog import readable_bytes
 from lape_ds.subnetwork.entries import Mask
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained
@@ -326,15 +327,8 @@ def layout_by(config: Mapping[str, Any], *, world_size: int, element_size: int, 
 def describe_memory(engine: DeepSpeedEngine, trained: Trained) -> str:
     """One line for the log."""
     contents = contents_of(engine, trained)
-    kinds = ", ".join(f"{kind} {readable(size)}" for kind, size in memory_by_kind(engine, trained).items())
+    kinds = ", ".join(
+        f"{kind} {readable_bytes(size)}" for kind, size in memory_by_kind(engine, trained).items()
+    )
     share = 100 * contents.num_entries / contents.num_parameters
     return f"training {contents.num_entries:,} of {contents.num_parameters:,} weights ({share:.2f} %); rank 0 keeps {kinds}"
-
-
-def readable(num_bytes: float) -> str:
-    """Bytes in three digits, e.g. `1.23 GB` (10^9 bytes)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

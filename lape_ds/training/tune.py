@@ -19,11 +19,10 @@ from rich.table import Table
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.runlog import surroundings
+from lape_ds.runlog import readable_bytes, surroundings
 from lape_ds.training.launch import launcher_command, slots_of_workers
 from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.main import OUT_OF_MEMORY
-from lape_ds.training.memory import readable
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.plan.candidates import Candidate, Setting
 from lape_ds.training.plan.cluster import this_machine
@@ -247,7 +246,7 @@ def _show(recipe: Recipe, trials: Sequence[Trial], difference: float) -> None:
             f"{one.micro_batch_size}x{one.accumulation}",
             one.checkpointing,
         ]
-        cells += [str(one.num_ranks), readable(trial.planned_bytes), _outcome(trial)]
+        cells += [str(one.num_ranks), readable_bytes(trial.planned_bytes), _outcome(trial)]
         table.add_row(*cells, style="bold green" if trial is fastest else "red" if trial.failure else "")
     console = Console()
     console = console if console.is_terminal else Console(width=100)

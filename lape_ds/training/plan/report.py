@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lape_ds.recipe import Recipe
-from lape_ds.training.memory import readable
+from lape_ds.runlog import readable_bytes
 from lape_ds.training.plan import cluster as assumed
 from lape_ds.training.plan.candidates import Candidate, best_of
 from lape_ds.training.plan.cluster import GIGA, Cluster
@@ -247,7 +247,9 @@ def _misfits(plan: Plan) -> list[str]:
                 continue
             least = min(own, key=lambda one: one.peak)
             kind = max(least.gpu, key=lambda kind: least.gpu[kind])
-            told.append(f"{readable(least.peak)} with ZeRO {stage} ({kind} {readable(least.gpu[kind])})")
+            told.append(
+                f"{readable_bytes(least.peak)} with ZeRO {stage} ({kind} {readable_bytes(least.gpu[kind])})"
+            )
         if told:
             lines.append(f"{method} needs at least {', '.join(told)}")
     return lines
@@ -257,9 +259,9 @@ def _conclusion(plan: Plan) -> list[str]:
     method, best = name_of(plan.recipe.train), plan.best
     if best is None:
         return [f"nothing fits for {method}: take more or larger GPUs, or another method"]
-    host = f", {readable(best.host)} of host memory on each node" if best.host else ""
+    host = f", {readable_bytes(best.host)} of host memory on each node" if best.host else ""
     return [
-        f"best for {method}: {' '.join(best.setting.overrides)}: {readable(best.peak)} of {readable(best.usable)}{host}"
+        f"best for {method}: {' '.join(best.setting.overrides)}: {readable_bytes(best.peak)} of {readable_bytes(best.usable)}{host}"
     ]
 
 
@@ -275,5 +277,5 @@ def _assumptions(plan: Plan) -> str:
         f"({100 * assumed.UTILISATION:.0f} % of its peak), {assumed.NODE_BANDWIDTH / GIGA:.0f} GB/s between GPUs of a node, "
         f"{assumed.NETWORK_BANDWIDTH / GIGA:.0f} between nodes, {assumed.HOST_BANDWIDTH / GIGA:.0f} to the host, nothing "
         f"overlapping. Hours for {per}. Kept free: {100 * assumed.RESERVED_SHARE:.0f} % and "
-        f"{readable(assumed.RESERVED_BYTES)}."
+        f"{readable_bytes(assumed.RESERVED_BYTES)}."
     )
