@@ -261,7 +261,8 @@ def _conclusion(plan: Plan) -> list[str]:
         return [f"nothing fits for {method}: take more or larger GPUs, or another method"]
     host = f", {readable_bytes(best.host)} of host memory on each node" if best.host else ""
     return [
-        f"best for {method}: {' '.join(best.setting.overrides)}: {readable_bytes(best.peak)} of {readable_bytes(best.usable)}{host}"
+        f"best for {method}: {' '.join(best.setting.overrides)}: {readable_bytes(best.peak)} of "
+        f"{readable_bytes(best.usable)}{host}"
     ]
 
 
