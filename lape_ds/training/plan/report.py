@@ -115,7 +115,7 @@ def markdown(plan: Plan, *, everything: bool) -> str:
     lines = [
         f"### {plan.cluster}: PLAN, nothing was run",
         "",
-        "| " + " | ".join(heading.replace("\n", " ") for heading in headings) + " |",
+        "| " + " | ".join(heading.replace("-\n", "").replace("\n", " ") for heading in headings) + " |",
         "| --- |" + " ---: |" * (len(headings) - 1),
     ]
     for one in plan.rows(everything=everything):
