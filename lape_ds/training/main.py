@@ -127,9 +127,9 @@ def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
 
     recipe = load_recipe(arguments[0], arguments[1:])
-    ranks = _ranks()
-    ranks.join(recipe.launch.timeout_minutes)
+    _ranks().join(recipe.launch.timeout_minutes)
     from lape_ds.training.loop import run_training
+    from lape_ds.training.ranks import leave
     from lape_ds.training.setup import set_up
 
     try:
@@ -141,7 +141,7 @@ def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
         print(f"{OUT_OF_MEMORY}{' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
-        ranks.leave(1)
+        leave(1)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

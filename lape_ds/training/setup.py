@@ -114,12 +114,6 @@ def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReade
         return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
 
 
-def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReader | None) -> Metrics:
-    path = run_dir / "metrics.jsonl" if rank() == 0 else None
-    with told_if_unwritable(str(path)):
-        return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
-
-
 def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
     """The base model: whole on this rank's device, or partitioned by the engine's configuration. Collective."""
     section = recipe.model

@@ -21,9 +21,9 @@ from lape_ds.model.ffn import ffn_layers, is_mixture
 from lape_ds.model.loading import load_skeleton, recipe_model
 from lape_ds.model.meters import META_ATTENTION
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, TrainSection
+from lape_ds.recipe import NEURON_METHODS, Recipe, TrainSection
 from lape_ds.runlog import progress
-from lape_ds.subnetwork.methods import NEURON_METHODS, with_matched_lora
+from lape_ds.subnetwork.methods import with_matched_lora
 from lape_ds.training.plan.profile import KINDS, Checkpointing, Profile, profile
 
 # Of all neurons, where a recipe has no set yet: the published ones of Maltese are 0.45 % of all parameters (arXiv 2510.13580).
