@@ -38,8 +38,8 @@ def rewrite_recipe(path: str | Path, settings: Mapping[str, Any]) -> str:
     before = file.read_text(encoding="utf-8")
     after = edited(before, settings, origin=str(file))
     write_text(file, after)
-    lines = (text.splitlines(keepends=True) for text in (before, after))
-    return "".join(difflib.unified_diff(*lines, str(file), str(file), n=1))
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    return "".join(difflib.unified_diff(old, new, str(file), str(file), n=1))
 
 
 def _check_writable(file: Path, settings: Mapping[str, Any]) -> None:

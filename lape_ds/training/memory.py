@@ -297,8 +297,9 @@ def memory_by_kind(engine: DeepSpeedEngine, trained: Trained) -> dict[str, int]:
 def layout_of(engine: DeepSpeedEngine, trained: Trained) -> Layout:
     """That of a live engine."""
     optimizer: Any = trained.inner_class if isinstance(trained, MaskedOptimizer) else type(trained.optimizer)
+    config: Any = engine._config
     return Layout(
-        zero=engine._config.zero_config,
+        zero=config.zero_config,
         world_size=world_size(),
         element_size=trained.parameters[0].element_size(),
         moments=MOMENTS[optimizer.__name__.lower()],

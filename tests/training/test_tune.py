@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lape_ds.recipe import load_recipe
+from lape_ds.training.plan.candidates import Setting
 from lape_ds.training.tune import (
     Trial,
     best_candidates,
@@ -75,14 +76,8 @@ def test_a_candidate_without_memory_is_a_result(mine: Path) -> None:
 
 
 def test_other_losses_are_seen() -> None:
-    ran = Trial(
-        setting=None,
-        planned_bytes=0,
-        tokens_per_second=1.0,
-        seconds_per_step=[],
-        losses=[2.0, 1.0],
-        failure=None,
-    )  # type: ignore[arg-type]
+    setting = Setting(2, "none", "none", 1, 1, "none", 1)
+    ran = Trial(setting, 0, tokens_per_second=1.0, seconds_per_step=[], losses=[2.0, 1.0], failure=None)
     failed = replace(ran, losses=[], failure="out of memory: …", tokens_per_second=None)
     assert largest_difference([ran, replace(ran, losses=[2.0, 0.9]), failed]) == pytest.approx(0.1)
     assert largest_difference([ran, ran]) == 0

@@ -142,7 +142,8 @@ def profile(
         partitioned: As ZeRO-3 runs it, whose linear keeps its input for backward where torch's, if frozen, does not.
     """
     many = max(2, largest)
-    model = skeleton.to(META).train()
+    bare: Any = skeleton  # transformers' `to` has no types that a checker follows
+    model: PreTrainedModel = bare.to(META).train()
     trained = prepare(model, train, neurons)
     recompute_layers(model, checkpointing)
     with _linear(zero3_linear_wrap if partitioned else functional.linear):
@@ -150,6 +151,7 @@ def profile(
         forward_flops, flops = _flops(model, train.block_length)
     found = logit_head(model)
     weight = found.linear.weight
+    vocab_size, hidden_size = weight.shape
     return Profile(
         contents=contents_of(model, trained),
         saved=Affine.through(one.saved, more.saved, many),
@@ -157,7 +159,8 @@ def profile(
         flops=flops,
         forward_flops=forward_flops,
         head=Head(
-            *weight.shape,
+            vocab_size,
+            hidden_size,
             weight.element_size(),
             trains=weight.requires_grad,
             capped=found.softcap is not None,

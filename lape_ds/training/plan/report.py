@@ -98,6 +98,7 @@ def show(plan: Plan, *, everything: bool, console: Console | None = None) -> Non
         table.add_row(*(cells if one.method != method else ["", *cells[1:]]), style=_style(plan, one))
         method = one.method
     console.print(table)
+    console.print()
     for line in [*_misfits(plan), *_conclusion(plan)]:
         console.print(line, highlight=False)
     console.print(_assumptions(plan), style="dim", highlight=False)
@@ -181,8 +182,8 @@ def _head(plan: Plan) -> list[str]:
     blocks = first.tokens // plan.recipe.train.block_length
     return [
         f"[bold]{_subject_line(plan)}[/bold]",
-        f"on {plan.cluster} ({plan.cluster.usable / GIGA:.1f} GB of each for tensors): {blocks} blocks a step on "
-        f"{plan.cluster.num_ranks} ranks",
+        f"on {plan.cluster} ({plan.cluster.usable / GIGA:.1f} GB of each for tensors): {blocks} blocks a step, "
+        f"ranks: {plan.cluster.num_ranks}; sizes in GB",
         f"neurons: {plan.subject.source}",
         "",
     ]

@@ -12,9 +12,8 @@ STEP = [A, B, C, C, B, A]  # forward and backward of three modules
 
 
 def rules(*, reuse: int, prefetch: int = 0, live: int = 10**9) -> DeepSpeedZeroConfig:
-    return DeepSpeedZeroConfig(
-        stage3_max_reuse_distance=reuse, stage3_prefetch_bucket_size=prefetch, stage3_max_live_parameters=live
-    )
+    settings = {"max_reuse_distance": reuse, "prefetch_bucket_size": prefetch, "max_live_parameters": live}
+    return DeepSpeedZeroConfig.model_validate({f"stage3_{key}": value for key, value in settings.items()})
 
 
 def test_without_reuse_or_prefetch_one_module_at_a_time() -> None:
