@@ -1,0 +1,73 @@
+"""Does a recipe's own setting fit the machine it is about to run on? Asked by the preflight, before a weight is loaded."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import Tensor
+
+from lape_ds.errors import UserError
+from lape_ds.model.ffn import is_mixture
+from lape_ds.recipe import Recipe, TrainSection
+from lape_ds.runlog import readable_bytes
+from lape_ds.training.plan.candidates import Candidate, Costing, Setting
+from lape_ds.training.plan.cluster import Cluster
+from lape_ds.training.plan.methods import name_of, skeleton_of
+from lape_ds.training.plan.profile import profile
+
+# The plan is held to a live engine within 10 % (tests/training/plan): what is over by more cannot fit.
+_CERTAIN = 0.9
+
+
+def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster) -> None:
+    """Refuses a setting that cannot fit by the plan, and warns of one that may not. Mixtures of experts are not planned.
+
+    Args:
+        recipe: The recipe.
+        train: Its training section, with `lora.r` a number.
+        neurons: integer [n, 2] for the methods that train neurons.
+        cluster: What it is about to run on.
+
+    Raises:
+        UserError: It cannot fit.
+    """
+    found = planned(recipe, train, neurons, cluster)
+    if found is None or found.fits:
+        return
+    kind = max(found.gpu, key=lambda name: found.gpu[name])
+    what = "a GPU" if cluster.gpu else "a rank"
+    told = (
+        f"by the plan this setting takes {readable_bytes(found.peak)} of {what} that has {readable_bytes(cluster.memory)} "
+        f"({kind} {readable_bytes(found.gpu[kind])}); `lape-ds plan` names settings that fit"
+    )
+    if _CERTAIN * found.peak > cluster.memory:
+        raise UserError(told)
+    print(f"warning: {told}", file=sys.stderr)
+
+
+def planned(
+    recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster
+) -> Candidate | None:
+    """What the recipe's own setting costs; None of a mixture of experts."""
+    skeleton = skeleton_of(recipe)
+    if is_mixture(skeleton):
+        return None
+    section = recipe.deepspeed
+    setting = Setting(
+        zero_stage=section.zero_stage,
+        offload_optimizer=section.offload_optimizer,
+        offload_parameters="none" if section.offload_parameters == "none" else "cpu",
+        micro_batch_size=train.micro_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        checkpointing=train.gradient_checkpointing,
+        num_ranks=cluster.gpus_per_node,
+    )
+    made = profile(
+        skeleton,
+        train,
+        neurons,
+        train.gradient_checkpointing,
+        largest=train.micro_batch_size,
+        partitioned=section.zero_stage == 3,
+    )
+    return Costing(recipe, cluster).candidate(name_of(train), made, setting)
