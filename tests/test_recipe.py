@@ -220,10 +220,6 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
             ["offload_optimizer.device is decided by deepspeed.offload_optimizer"],
         ),
         (
-            ["deepspeed.config={checkpoint: {load_universal: true}}"],
-            ["checkpoint.load_universal has no effect"],
-        ),
-        (
             ["train.method=full", "train.engine=masked"],
             ["train.engine has no use with train.method: full", "for subnetwork, random, topk"],
         ),

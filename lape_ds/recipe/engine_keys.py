@@ -84,12 +84,6 @@ def check_engine_keys(config: Mapping[str, Any]) -> None:
     for key, why in _WRONG.items():
         if zero.get(key):
             raise ValueError(f"zero_optimization.{key}: {str(zero[key]).lower()} {why}; remove it")
-    checkpoint = config.get("checkpoint", {})
-    if isinstance(checkpoint, Mapping) and "load_universal" in checkpoint:
-        raise ValueError(
-            "checkpoint.load_universal has no effect: training goes on from its own checkpoints, on any number of ranks, "
-            "ZeRO stage and engine (DeepSpeed's conversion fails on a masked optimizer's state); remove it"
-        )
     _check_offload(zero)
 
 

@@ -160,7 +160,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     except ValueError:  # also what is no longer UTF-8
         content = None
     first_version = isinstance(content, dict) and content.get("schema_version") == 1  # had no checksums
-    if not first_version and (not isinstance(content, dict) or not seal_holds(content)):
+    if not isinstance(content, dict) or not (first_version or seal_holds(content)):
         raise DamagedCheckpoint(f"{folder} is damaged: state.json is not what was written")
     content = unsealed(content)
     if content.pop("schema_version") != SCHEMA_VERSION:
