@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_two_ranks_under_zero_3_give_the_same_run(
     run_ranks("lape_ds.training.main", arguments, world_size=2)
     again = load_recipe(arguments[0], arguments[1:]).run_dir
     assert losses(again) == pytest.approx(losses(trained), rel=1e-5)
+
+
+def test_a_run_goes_on_with_the_other_engine(mixture: list[str], trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(load_recipe(mixture[0], mixture[1:]).output_dir, out)
+    arguments = [*mixture, f"output_dir={out}", "train.engine=masked"]
+    run_dir = load_recipe(arguments[0], arguments[1:]).run_dir
+    shutil.rmtree(max((run_dir / "checkpoints").glob("step-*")))
+    run_ranks("lape_ds.training.main", arguments, world_size=1)
+    assert losses(run_dir) == pytest.approx(losses(trained), rel=1e-5)
+    assert len(losses(run_dir)) == 6
 
 
 @pytest.mark.parametrize(
