@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import xxhash
 
 _CHUNK_BYTES = 16 << 20
 _SEAL = "xxh3_128"
+_SECONDS_BEFORE_READING_AGAIN = 5.0
 
 
 def file_seal(path: Path) -> dict[str, Any]:
@@ -40,12 +42,23 @@ def damaged_bytes(path: Path, seal: Mapping[str, Any]) -> str | None:
     if (reason := damaged_size(path, seal)) is not None:
         return reason
     try:
-        found = file_seal(path)
+        found = _read_twice(path)
     except OSError as error:
         if error.errno != errno.EIO:  # a bad sector is damage; no permission is not
             raise
         return f"{path.name} cannot be read ({error.strerror})"
     return None if found == seal else f"{path.name} is not what was written (its checksum differs)"
+
+
+def _read_twice(path: Path) -> dict[str, Any]:
+    """`file_seal`, with a second try: a network filesystem gives EIO too when its server is slow."""
+    try:
+        return file_seal(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        time.sleep(_SECONDS_BEFORE_READING_AGAIN)
+        return file_seal(path)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Told at the start of a training, and added up by the plan (plan/) before there is one. Everything is counted from sizes, so
 neither weights nor an engine are needed. Read in DeepSpeed 0.19.8; held to the engine's own tensors in
-tests/training/test_plan.py.
+tests/training/plan.
 """
 
 from __future__ import annotations

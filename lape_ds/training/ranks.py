@@ -106,7 +106,7 @@ def share_cores() -> None:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         own = os.environ.get(
             "SLURM_CPUS_PER_TASK"
-        )  # Slurm may bind a task to these, so that it sees no others
+        )  # to which Slurm may bind a task, so that it sees no others
         torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 

@@ -10,12 +10,17 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from lape_ds.errors import UserError
 from lape_ds.writing import told_if_unwritable
+
+_SECONDS_FOR_THE_DEAD = (
+    180.0  # NFS frees a dead host's locks when its lease ends, after 90 s as most servers are set up
+)
 
 
 def take_lock(run_dir: Path) -> IO[str]:
@@ -31,14 +36,27 @@ def take_lock(run_dir: Path) -> IO[str]:
     with told_if_unwritable(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("a+", encoding="utf-8")  # not "w": that would empty the holder's
+    until = time.monotonic() + (_SECONDS_FOR_THE_DEAD if _began_before() else 0.0)
+    while not _try_lock(lock, path):
+        if time.monotonic() >= until:
+            lock.seek(0)
+            holder = " ".join(lock.read().split())
+            raise UserError(
+                f"another process is training in {run_dir}{holder and f' ({holder})'}; wait for it, or set another train.run_name"
+            )
+        time.sleep(1.0)
+    with told_if_unwritable(str(path)):
+        lock.truncate(0)
+        lock.write(f"{_this_job()}\n")
+        lock.flush()
+    return lock
+
+
+def _try_lock(lock: IO[str], path: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        holder = " ".join(lock.read().split())
-        raise UserError(
-            f"another process is training in {run_dir}{holder and f' ({holder})'}; wait for it, or set another train.run_name"
-        ) from None
+        return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
@@ -46,11 +64,14 @@ def take_lock(run_dir: Path) -> IO[str]:
             f"warning: the filesystem of {path} has no locks ({error.strerror}): nothing keeps a second job from training there",
             file=sys.stderr,
         )
-    with told_if_unwritable(str(path)):
-        lock.truncate(0)
-        lock.write(f"{_this_job()}\n")
-        lock.flush()
-    return lock
+    return True
+
+
+def _began_before() -> bool:
+    """Whether a scheduler has started this very job before: the holder may be its own dead first try."""
+    return any(
+        int(os.environ.get(name, "0")) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    )
 
 
 def _this_job() -> str:

@@ -32,9 +32,8 @@ from lape_ds.training.stopping import STOPPED
 from lape_ds.writing import write_json
 
 SCHEMA_VERSION = 1
-WARMUP_STEPS = (
-    2  # in which kernels are chosen, the allocator's cache grows, and ZeRO-3 learns the order of modules
-)
+# In which kernels are chosen, the allocator's cache grows, and ZeRO-3 learns the order of modules.
+WARMUP_STEPS = 2
 # How far losses of the same step may be apart, as a share: sums in another order, in each dtype.
 _SAME_LOSS = {"float32": 1e-4, "bfloat16": 2e-2}
 _KILLED = 128 + 9  # SIGKILL, as a shell tells it: what Linux does when memory runs out

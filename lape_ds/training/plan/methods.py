@@ -38,9 +38,8 @@ _METHODS: dict[str, dict[str, str]] = {
     "ia3": {"method": "ia3"},
 }
 METHODS = tuple(_METHODS)
-Profiles = Mapping[
-    tuple[str, Checkpointing, bool], Profile
-]  # by method, checkpointing, and whether under ZeRO-3
+# By method, checkpointing, and whether under ZeRO-3.
+Profiles = Mapping[tuple[str, Checkpointing, bool], Profile]
 
 
 @dataclass(frozen=True)

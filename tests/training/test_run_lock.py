@@ -1,0 +1,29 @@
+"""The lock of a run folder: what a second job hears, and what the second try of one job does."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from lape_ds.errors import UserError
+from lape_ds.training.run_lock import take_lock
+
+
+def test_a_second_job_is_refused_at_once(tmp_path: Path) -> None:
+    with (
+        take_lock(tmp_path / "run"),
+        pytest.raises(UserError, match=r"another process is training in .*\(process \d+ on "),
+    ):
+        take_lock(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_job_that_is_started_again_waits_for_its_first_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    first = take_lock(tmp_path / "run")
+    threading.Timer(0.5, first.close).start()
+    take_lock(tmp_path / "run").close()
