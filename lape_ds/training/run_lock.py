@@ -39,8 +39,9 @@ def take_lock(run_dir: Path) -> IO[str]:
     until = time.monotonic() + (_SECONDS_FOR_THE_DEAD if _began_before() else 0.0)
     while not _try_lock(lock, path):
         if time.monotonic() >= until:
-            lock.seek(0)
-            holder = " ".join(lock.read().split())
+            with lock:
+                lock.seek(0)
+                holder = " ".join(lock.read().split())
             raise UserError(
                 f"another process is training in {run_dir}{holder and f' ({holder})'}; wait for it, or set another train.run_name"
             )
