@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lape_ds.errors import UserError
 from lape_ds.training.heartbeat_hub import (
@@ -40,7 +41,7 @@ _INTERRUPTED = 130
 class Heartbeat:
     """One rank's end of its line; made by `join`."""
 
-    def __init__(self, rank: int, store: dist.TCPStore, line: Line, hub: Hub | None) -> None:
+    def __init__(self, rank: int, store: TCPStore, line: Line, hub: Hub | None) -> None:
         self._rank, self._line, self._hub = rank, line, hub
         self._store = store  # the first rank serves it as long as it lives
         self._hosts: list[str] = []
@@ -127,7 +128,7 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
     if not serves:
         _wait_for_server(address, port, timeout)
     try:
-        store = dist.TCPStore(address, port, None, serves, timeout, wait_for_workers=False, multi_tenant=True)
+        store = TCPStore(address, port, None, serves, timeout, wait_for_workers=False, multi_tenant=True)
     except dist.DistNetworkError as error:
         raise UserError(
             f"port {port} of {socket.gethostname()} cannot be served ({_last(error)}): another job of that port may run there; "
