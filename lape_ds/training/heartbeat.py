@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lape_ds.errors import UserError
 from lape_ds.training.heartbeat_hub import (
