@@ -21,7 +21,7 @@ from lape_ds.training.launchers.batch import run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.slurm import become_rank, tasks_per_node
+from lape_ds.training.launchers.slurm import become_rank, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
 
@@ -215,6 +215,14 @@ def test_mistakes_in_a_batch_job(
     with pytest.raises(UserError) as refused:
         run_batch(arguments)
     assert message in str(refused.value)
+
+
+def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -> None:
+    """Slurm gives the array's number to one of its tasks, as its own; `scontrol requeue` of it means all tasks."""
+    slurm_job()
+    assert job_name() == "7"
+    slurm_job(ARRAY_JOB_ID="7", ARRAY_TASK_ID="2")
+    assert job_name() == "7_2"
 
 
 @pytest.mark.parametrize(

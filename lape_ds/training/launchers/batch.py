@@ -122,7 +122,7 @@ def _with_language(command: CommandLine) -> CommandLine:
 
 def _requeue() -> int:
     """Puts the job back into the queue, unless it is being cancelled: then it is to end."""
-    job = os.environ["SLURM_JOB_ID"]
+    job = slurm.job_name()
     if re.search(r"JobState=RUNNING\b", slurm.scontrol("show", "job", job)):
         print(f"interrupted; job {job} goes back into the queue and goes on from there", file=sys.stderr)
         slurm.scontrol("requeue", job)

@@ -16,6 +16,12 @@ from lape_ds.errors import UserError
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 
 
+def job_name() -> str:
+    """What scontrol calls this job alone. One task of every array has the array's own number: it would mean all of them."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def num_tasks() -> int:
     """Tasks of the step that this process is one of; 0 outside a step, also in a batch script."""
     inside = "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
