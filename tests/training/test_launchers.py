@@ -17,11 +17,11 @@ import torch
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
-from lape_ds.training.launchers.batch import run_batch, srun_command
+from lape_ds.training.launchers.batch import check_progress, kept_work, run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.slurm import become_rank, job_name, tasks_per_node
+from lape_ds.training.launchers.slurm import become_rank, ends_by_time, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
 
@@ -223,6 +223,42 @@ def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -
     assert job_name() == "7"
     slurm_job(ARRAY_JOB_ID="7", ARRAY_TASK_ID="2")
     assert job_name() == "7_2"
+
+
+@pytest.mark.parametrize(
+    ("ran", "left", "expected"),
+    [(3600, 200, True), (3600, 4000, False), (90_000, 8000, True), (30, 86_400, False)],
+)
+def test_a_preempted_job_is_not_at_its_time_limit(
+    slurm_job: Callable[..., None], ran: int, left: int, expected: bool
+) -> None:
+    now = int(time.time())
+    slurm_job(JOB_START_TIME=str(now - ran), JOB_END_TIME=str(now + left))
+    assert ends_by_time() == expected
+
+
+def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
+    slurm_job: Callable[..., None], tmp_path: Path
+) -> None:
+    recipe = load_recipe(QUICKSTART, [f"output_dir={tmp_path}"])
+    slurm_job()
+    check_progress("train", recipe, kept_work(recipe))  # its first start
+    slurm_job(RESTART_COUNT="1")
+    before = kept_work(recipe)
+    with pytest.raises(UserError, match="start 2 of this job had all its time and made no progress"):
+        check_progress("train", recipe, before)
+    for written in (
+        tmp_path / "corpus/mlt_Latn/abc/state.json",
+        recipe.run_dir / "checkpoints/step-00000001/x",
+    ):
+        written.parent.mkdir(parents=True)
+        written.write_text("{}", encoding="utf-8")
+        check_progress("train", recipe, before)
+        before = kept_work(recipe)
+        with pytest.raises(UserError, match="a longer --time"):
+            check_progress("corpus", recipe, before)
+    with pytest.raises(UserError, match="--stage eval, which begins anew"):
+        check_progress("eval", recipe, {})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
@@ -24,6 +25,7 @@ from lape_ds.training.stopping import STOPPED
 
 SCRIPT = "launch/slurm.sbatch"
 STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
+_GOING_ON = ("train", "corpus")  # where they were interrupted; the others begin anew
 # Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
 _SECONDS_AFTER_FIRST = 45
 
@@ -35,7 +37,7 @@ def run_batch(arguments: Sequence[str]) -> int:
         The step's exit code.
 
     Raises:
-        UserError: A bad command line, recipe or array.
+        UserError: A bad command line, recipe or array; or the time limit is too short to get anywhere.
     """
     command = _with_language(read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS))
     stage = command.options.get("stage", "train")
@@ -44,6 +46,7 @@ def run_batch(arguments: Sequence[str]) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"this is no Slurm job: submit it, `sbatch {SCRIPT} RECIPE`")
     recipe = load_recipe(command.recipe, command.overrides)
+    before = kept_work(recipe)
     step = subprocess.Popen(srun_command(stage, command, recipe))
     with stopping_on_signals(lambda: None) as came:
         passed_on = 0
@@ -53,7 +56,11 @@ def run_batch(arguments: Sequence[str]) -> int:
             passed_on = len(came)
     # Told while it starts, or in a stage other than training, it dies of the signal; what it had finished stays.
     interrupted = code in (STOPPED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-    return _requeue() if interrupted else code
+    if not interrupted:
+        return code
+    if slurm.ends_by_time():
+        check_progress(stage, recipe, before)
+    return _requeue()
 
 
 def _wait(step: subprocess.Popen[bytes]) -> int | None:
@@ -118,6 +125,38 @@ def _with_language(command: CommandLine) -> CommandLine:
     recipe = load_recipe(command.recipe, [*command.overrides, *own])
     own.append(f"train.run_name={recipe.run_dir.relative_to(recipe.output_dir / 'train')}-{target}")
     return replace(command, overrides=[*command.overrides, *own])
+
+
+def kept_work(recipe: Recipe) -> dict[Path, int]:
+    """What an interrupted stage goes on from: checkpoints and the state of packed texts, with the time of each."""
+    packed = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
+    kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def check_progress(stage: str, recipe: Recipe, before: dict[Path, int]) -> None:
+    """Whether another start of a job that had all its time would get further; else it would be queued for ever.
+
+    The first start has more to do than the others, such as to fetch a model; it is not yet judged.
+
+    Args:
+        stage: The job's.
+        recipe: Its recipe.
+        before: `kept_work` as this start began.
+
+    Raises:
+        UserError: It would not.
+    """
+    if stage not in _GOING_ON:
+        raise UserError(
+            f"the time limit ended --stage {stage}, which begins anew each time: submit it with a longer --time"
+        )
+    starts = 1 + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if starts > 1 and kept_work(recipe) == before:
+        raise UserError(
+            f"start {starts} of this job had all its time and made no progress (no checkpoint, no text packed): it is not "
+            "queued again; submit it with a longer --time"
+        )
 
 
 def _requeue() -> int:

@@ -9,17 +9,28 @@ import os
 import re
 import socket
 import subprocess
+import time
 
 from lape_ds.errors import UserError
 
 # Below the range from which systems give ports to clients.
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
+# Slurm's warning comes two minutes before the limit, or up to three; then ranks keep a checkpoint and end.
+_SECONDS_AT_END = 300.0
 
 
 def job_name() -> str:
     """What scontrol calls this job alone. One task of every array has the array's own number: it would mean all of them."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def ends_by_time() -> bool:
+    """Whether the job is at the end of its time limit; taken for true where Slurm does not say (before 22.05)."""
+    if "SLURM_JOB_START_TIME" not in os.environ or "SLURM_JOB_END_TIME" not in os.environ:
+        return True
+    start, end = (float(os.environ[f"SLURM_JOB_{name}_TIME"]) for name in ("START", "END"))
+    return end - time.time() < max(_SECONDS_AT_END, (end - start) / 10)
 
 
 def num_tasks() -> int:
