@@ -19,7 +19,7 @@ from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.launchers.batch import check_progress, kept_work, run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
-from lape_ds.training.launchers.job import Job, node_command
+from lape_ds.training.launchers.job import Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
 from lape_ds.training.launchers.slurm import become_rank, ends_by_time, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
@@ -345,6 +345,30 @@ def test_a_killed_rank_is_a_failure(start_node: StartNode) -> None:
     node = start_node(SAVING + UP)
     wait_for_ranks(node)[0].kill()
     assert node.wait(timeout=20) == 128 + signal.SIGKILL
+
+
+LINKED = """
+from datetime import timedelta
+from lape_ds.training import heartbeat
+from lape_ds.training.stopping import StopRequest
+os.environ['MASTER_PORT'] = '{port}'
+with StopRequest():
+    heartbeat.join(rank, 2, timeout=timedelta(seconds=30)).wait_for_all(timedelta(seconds=30))
+    os.write(1, b'up\\n')
+    time.sleep(60)
+"""
+
+
+def test_who_was_killed_in_set_up_is_told(start_node: StartNode, capfd: pytest.CaptureFixture[str]) -> None:
+    """The node sees a death sooner than the first rank, which is to tell of it, has ended listening."""
+    node = start_node(LINKED.format(port=free_port()))
+    by_rank = {rank.environ()["RANK"]: rank for rank in wait_for_ranks(node)}
+    by_rank["1"].kill()
+    assert node.wait(timeout=20) == 128 + signal.SIGKILL
+    printed = capfd.readouterr().err
+    assert "error: rank 1 on " in printed
+    assert "it was killed" in printed
+    assert "the same command goes on" not in printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])

@@ -19,6 +19,7 @@ from typing import IO
 
 from lape_ds.errors import UserError
 from lape_ds.training.launchers.job import NODE, Job, node_command, python_path
+from lape_ds.training.launchers.node import SECONDS_FOR_REASON
 from lape_ds.training.launchers.running import SECONDS_BETWEEN_LOOKS, stopping_on_signals
 from lape_ds.training.stopping import STOPPED
 
@@ -69,7 +70,7 @@ class _Hosts:
         with stopping_on_signals(self._stop) as came:
             while pdsh.poll() is None:
                 if self._failed() and self._stop_at is None:
-                    self._stop()
+                    self._stop_at = time.monotonic() + SECONDS_FOR_REASON
                 if self._stop_at is not None and time.monotonic() >= self._stop_at:
                     self._stop_at = time.monotonic() + _SECONDS_BETWEEN_STOPS
                     self._tell_nodes()
