@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lape_ds.training.stopping import STOPPED
 from tests.faults.job import Job
 
 
@@ -60,6 +61,33 @@ def test_a_first_rank_that_does_not_come_is_told_too(tmp_path: Path) -> None:
     assert "could not reach rank 0 at 127.0.0.1:" in reason
     assert "Traceback" not in job.output
     assert "frame #" not in job.output
+
+
+@pytest.mark.parametrize("told", [[0], [1], [2, 1, 0]])
+def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path, told: list[int]) -> None:
+    """A rank may be deep in a long call, where no handler runs, or not be told at all: it hears of it from the first one."""
+    with job_of(tmp_path, "wait", "wait", "wait") as job:
+        job.wait_until(lambda: job.output.count("waits") == 3)
+        for rank in told:
+            job.processes[rank].send_signal(signal.SIGTERM)
+        assert job.wait(10) == [STOPPED] * 3, job.output
+    assert job.reasons == []
+    assert job.output.count("SIGTERM before the first step; the same command goes on\n") == 1
+    assert "without a word" not in job.output
+
+
+def test_a_stop_does_not_hide_why_a_rank_fails(tmp_path: Path) -> None:
+    """A launcher tells all ranks to stop when one has failed; here before the first one, held up, has told the reason."""
+    with job_of(tmp_path, "wait", "fails when told") as job:
+        job.wait_until(lambda: job.output.count("waits") == 2)
+        job.processes[0].send_signal(signal.SIGSTOP)
+        job.processes[1].send_signal(signal.SIGUSR2)
+        job.wait_until(lambda: "fails" in job.output)
+        job.processes[1].send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.processes[1].wait(0.5)
+        job.processes[0].send_signal(signal.SIGCONT)
+        assert "no such file" in job.ends_with(2, 2)
 
 
 def test_strangers_end_nothing(tmp_path: Path) -> None:
