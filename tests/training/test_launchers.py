@@ -21,6 +21,7 @@ from lape_ds.training.launchers.batch import check_progress, kept_work, run_batc
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
+from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.launchers.slurm import become_rank, ends_by_time, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
@@ -369,6 +370,32 @@ def test_who_was_killed_in_set_up_is_told(start_node: StartNode, capfd: pytest.C
     assert "error: rank 1 on " in printed
     assert "it was killed" in printed
     assert "the same command goes on" not in printed
+
+
+@pytest.mark.parametrize(
+    ("endings", "code"),
+    [
+        (["sys.exit(130)", "sys.exit(2)"], 2),  # the checkpoint of one could not be written
+        (["sys.exit(130)", "sys.exit(0)"], STOPPED),
+        (["sys.exit(0)", "sys.exit(0)"], 0),  # had just come to their end
+        (["os.kill(os.getpid(), 15)", "sys.exit(130)"], STOPPED),
+        (["os.kill(os.getpid(), 9)", "sys.exit(130)"], -signal.SIGKILL),
+    ],
+)
+def test_a_stop_does_not_hide_a_failure(tmp_path: Path, endings: list[str], code: int) -> None:
+    def ready() -> None:
+        if not told and all((tmp_path / f"up{number}").exists() for number in range(len(endings))):
+            told.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told: list[bool] = []
+    launchers = []
+    for number, ending in enumerate(endings):
+        up = f"open({str(tmp_path / f'up{number}')!r}, 'w').close()"
+        stop = f"signal.signal(signal.SIGTERM, signal.SIG_DFL); {ending}"
+        text = f"import os, signal, sys\ndef stop(*_): {stop}\nsignal.signal(15, stop); {up}; signal.pause()"
+        launchers.append([sys.executable, "-c", text])
+    assert run_launchers(launchers, watch=ready) == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
