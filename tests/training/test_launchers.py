@@ -155,6 +155,23 @@ def test_a_task_with_a_gpu_of_its_own_takes_the_first(
     assert int(os.environ["MASTER_PORT"]) < 32_768  # below the ports that systems give to clients
 
 
+def test_a_node_without_scontrol_is_told_in_a_line(tmp_path: Path) -> None:
+    """Such as a container: nobody is known yet to whom a rank could tell it."""
+    told = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    told |= {"SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    told |= {"SLURM_STEP_NODELIST": "n[1-2]", "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lape_ds.training.main", QUICKSTART],
+        cwd=REPO,
+        env=os.environ | told,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: this is a Slurm job, but scontrol is not on PATH\n")
+
+
 QUICKSTART = "recipes/quickstart.yaml"
 
 

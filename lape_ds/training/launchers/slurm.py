@@ -58,10 +58,16 @@ def process_number() -> int:
 
 
 def become_rank() -> None:
-    """Says in torch's names what Slurm says in its own; nothing outside a step, or where a launcher has spoken."""
+    """Says in torch's names what Slurm says in its own; nothing outside a step, or where a launcher has spoken.
+
+    Raises:
+        UserError: The first node's address cannot be had.
+    """
     if not num_tasks() or "RANK" in os.environ:
         return
     environ = os.environ
+    if "MASTER_ADDR" not in environ:  # before all else: whoever is a rank tells a mistake to that address
+        environ["MASTER_ADDR"] = node_address(node_names(environ["SLURM_STEP_NODELIST"])[0])
     local, node = int(environ["SLURM_LOCALID"]), int(environ["SLURM_NODEID"])
     # With --gpus-per-task each task sees one GPU, its own, as the first.
     gpus = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -69,8 +75,6 @@ def become_rank() -> None:
     environ["RANK"] = environ["SLURM_PROCID"]
     environ["WORLD_SIZE"] = str(num_tasks())
     environ["LOCAL_WORLD_SIZE"] = str(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node])
-    if "MASTER_ADDR" not in environ:
-        environ["MASTER_ADDR"] = node_address(node_names(environ["SLURM_STEP_NODELIST"])[0])
     # The same for all tasks without a word between them. `sbatch launch/slurm.sbatch` looks for one that is free.
     number = int(environ["SLURM_JOB_ID"]) * 7 + int(environ["SLURM_STEP_ID"])
     environ.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _NUM_PORTS))
