@@ -146,7 +146,7 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
         hub.start()
         store.set(key, f"{hub.port} {hub.token}")
         return Heartbeat(rank, store, Line(ours), hub)
-    hub_port, token = store.get(key).decode().split()
+    hub_port, token = _ask(store, key, timeout).split()
     line = Line(_reach(address, int(hub_port)))
     line.send(rank=rank, host=socket.gethostname(), token=token)
     return Heartbeat(rank, store, line, None)
@@ -177,6 +177,22 @@ def _wait_for_server(address: str, port: int, timeout: timedelta) -> None:
                     "reached from here (launch.timeout_minutes sets how long to wait)"
                 ) from error
             time.sleep(0.2)
+
+
+def _ask(store: TCPStore, key: str, timeout: timedelta) -> str:
+    """What the first rank puts there, as soon as it does; asked for in Python, for the same reason."""
+    until = time.monotonic() + timeout.total_seconds()
+    try:
+        while not store.check([key]):
+            if time.monotonic() >= until:
+                raise TimeoutError(f"nothing within {in_minutes(timeout)}")
+            time.sleep(0.1)
+            socket.create_connection((store.host, store.port), timeout=10).close()
+        return store.get(key).decode()
+    except (dist.DistError, OSError) as error:
+        raise UserError(
+            f"rank 0 at {store.host}:{store.port} has gone before this one could join it ({_last(error)}): see what it printed"
+        ) from error
 
 
 def _reach(address: str, port: int) -> socket.socket:

@@ -6,11 +6,16 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
+from lape_ds.errors import UserError
+from lape_ds.training import heartbeat
+from lape_ds.training.launchers.job import free_port
 from lape_ds.training.stopping import STOPPED
 from tests.faults.job import Job
 
@@ -88,6 +93,28 @@ def test_a_stop_does_not_hide_why_a_rank_fails(tmp_path: Path) -> None:
             job.processes[1].wait(0.5)
         job.processes[0].send_signal(signal.SIGCONT)
         assert "no such file" in job.ends_with(2, 2)
+
+
+def test_a_first_rank_that_ends_before_its_line_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its store answers, and then is gone; or is there and nothing comes."""
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    message = r"rank 0 at 127\.0\.0\.1:\d+ has gone before this one could join it"
+    serve = f"store = TCPStore('127.0.0.1', {port}, None, True, wait_for_workers=False)"
+    code = f"from torch.distributed import TCPStore; import time; {serve}; time.sleep(2)"
+    with (
+        subprocess.Popen([sys.executable, "-c", code]),
+        pytest.raises(UserError, match=message),
+    ):
+        heartbeat.join(1, 2, timeout=timedelta(seconds=20))
+    store = heartbeat.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    with pytest.raises(UserError, match=message):
+        heartbeat.join(1, 2, timeout=timedelta(seconds=1))
+    del store
+    assert "frame #" not in capfd.readouterr().err
 
 
 def test_strangers_end_nothing(tmp_path: Path) -> None:
