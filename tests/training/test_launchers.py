@@ -17,7 +17,7 @@ import torch
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
-from lape_ds.training.launchers.batch import check_progress, kept_work, run_batch, srun_command
+from lape_ds.training.launchers.batch import STAGES, check_progress, kept_work, run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
 from lape_ds.training.launchers.job import Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
@@ -195,6 +195,7 @@ def slurm_job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, 4, 4),
         ({"GPUS_ON_NODE": "2", "CPUS_ON_NODE": "64"}, 4, 2),  # never two on one GPU
         ({"NTASKS_PER_NODE": "3", "GPUS_ON_NODE": "8", "CPUS_ON_NODE": "3"}, None, 3),
+        ({"NTASKS": "6", "GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, None, 3),
         ({"CPUS_ON_NODE": "4"}, 4, 4),
         ({"CPUS_ON_NODE": "4"}, None, 1),
     ],
@@ -205,8 +206,21 @@ def test_ranks_of_a_slurm_job(
     slurm_job(**told)
     settings = [f"launch.num_ranks={num_ranks if num_ranks else 'null'}"]
     command = srun_command("train", CommandLine({}, QUICKSTART, settings), load_recipe(QUICKSTART, settings))
-    assert {"--nodes=2", f"--ntasks-per-node={expected}"} <= set(command)
+    assert {"--nodes=2", f"--ntasks={2 * expected}", f"--ntasks-per-node={expected}"} <= set(command)
     assert command[-2:] == [QUICKSTART, *settings]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_the_cpus_of_a_task(slurm_job: Callable[..., None], stage: str) -> None:
+    slurm_job(CPUS_PER_TASK="6", NTASKS_PER_NODE="1")
+    command = srun_command(stage, CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
+    assert "--cpus-per-task=6" in command[: command.index(sys.executable)]
+
+
+def test_tasks_that_do_not_fit_the_nodes_are_refused(slurm_job: Callable[..., None]) -> None:
+    slurm_job(NTASKS="3")
+    with pytest.raises(UserError, match="--ntasks=3 does not give each of 2 nodes as many ranks"):
+        srun_command("train", CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
 
 
 def test_a_job_with_too_few_cpus_is_told_what_to_ask_for(slurm_job: Callable[..., None]) -> None:

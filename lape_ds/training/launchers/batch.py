@@ -73,24 +73,43 @@ def _wait(step: subprocess.Popen[bytes]) -> int | None:
 def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
     """The job's one step: a rank per task, or the one process of a stage that is not training, on the first node."""
     rest = [command.recipe, *command.overrides]
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun no longer takes it from sbatch (Slurm 22.05)
+    shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
     if stage != "train":
-        return ["srun", "--nodes=1", "--ntasks=1", sys.executable, "-m", COMMAND_LINE, stage, *rest]
+        return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, stage, *rest]
+    num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    per_node = _ranks_per_node(recipe, num_nodes)
     options = [
-        f"--nodes={os.environ['SLURM_JOB_NUM_NODES']}",
-        f"--ntasks-per-node={_ranks_per_node(recipe)}",
+        f"--nodes={num_nodes}",
+        f"--ntasks={num_nodes * per_node}",
+        f"--ntasks-per-node={per_node}",
         "--kill-on-bad-exit=0",  # ranks that were told to stop leave with a code of their own, one after the other
         f"--wait={_SECONDS_AFTER_FIRST}",
     ]
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun no longer takes it from sbatch (Slurm 22.05)
-        options.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return ["srun", *options, sys.executable, "-u", "-m", TRAINING, f"--master_port={free_port()}", *rest]
+    return [
+        "srun",
+        *options,
+        *shared,
+        sys.executable,
+        "-u",
+        "-m",
+        TRAINING,
+        f"--master_port={free_port()}",
+        *rest,
+    ]
 
 
-def _ranks_per_node(recipe: Recipe) -> int:
+def _ranks_per_node(recipe: Recipe, num_nodes: int) -> int:
     """What sbatch was told; else one per GPU, at most `launch.num_ranks`; without GPUs that, or one."""
     told = os.environ.get("SLURM_NTASKS_PER_NODE")
     if told:
         return int(re.match(r"\d+", told)[0])  # type: ignore[index]
+    if tasks := int(os.environ.get("SLURM_NTASKS", "0")):
+        if tasks % num_nodes:
+            raise UserError(
+                f"--ntasks={tasks} does not give each of {num_nodes} nodes as many ranks: submit it with --ntasks-per-node=N"
+            )
+        return tasks // num_nodes
     asked, gpus = recipe.launch.num_ranks, int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     ranks = min(asked or gpus, gpus) if gpus else asked or 1
     cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks))
