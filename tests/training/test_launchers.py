@@ -22,7 +22,7 @@ from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_h
 from lape_ds.training.launchers.job import Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
 from lape_ds.training.launchers.running import run_launchers
-from lape_ds.training.launchers.slurm import become_rank, ends_by_time, job_name, tasks_per_node
+from lape_ds.training.launchers.slurm import at_time_limit, become_rank, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
 
@@ -258,15 +258,17 @@ def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -
 
 
 @pytest.mark.parametrize(
-    ("ran", "left", "expected"),
-    [(3600, 200, True), (3600, 4000, False), (90_000, 8000, True), (30, 86_400, False)],
+    ("times", "expected"),
+    [
+        ("RunTime=00:58:00 TimeLimit=01:00:00", True),
+        ("RunTime=00:20:00 TimeLimit=01:00:00", False),  # preempted, its EndTime is near all the same
+        ("RunTime=1-02:00:00 TimeLimit=1-04:00:00", True),
+        ("RunTime=1-00:00:00 TimeLimit=2-00:00:00", False),
+        ("RunTime=9-00:00:00 TimeLimit=UNLIMITED", False),
+    ],
 )
-def test_a_preempted_job_is_not_at_its_time_limit(
-    slurm_job: Callable[..., None], ran: int, left: int, expected: bool
-) -> None:
-    now = int(time.time())
-    slurm_job(JOB_START_TIME=str(now - ran), JOB_END_TIME=str(now + left))
-    assert ends_by_time() == expected
+def test_a_preempted_job_is_not_at_its_time_limit(times: str, expected: bool) -> None:
+    assert at_time_limit(f"   JobState=RUNNING\n   {times} TimeMin=N/A\n   EndTime=x") == expected
 
 
 def test_a_job_that_gets_nowhere_is_not_queued_for_ever(

@@ -56,11 +56,7 @@ def run_batch(arguments: Sequence[str]) -> int:
             passed_on = len(came)
     # Told while it starts, or in a stage other than training, it dies of the signal; what it had finished stays.
     interrupted = code in (STOPPED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-    if not interrupted:
-        return code
-    if slurm.ends_by_time():
-        check_progress(stage, recipe, before)
-    return _requeue()
+    return _requeue(stage, recipe, before) if interrupted else code
 
 
 def _wait(step: subprocess.Popen[bytes]) -> int | None:
@@ -178,10 +174,13 @@ def check_progress(stage: str, recipe: Recipe, before: dict[Path, int]) -> None:
         )
 
 
-def _requeue() -> int:
+def _requeue(stage: str, recipe: Recipe, before: dict[Path, int]) -> int:
     """Puts the job back into the queue, unless it is being cancelled: then it is to end."""
     job = slurm.job_name()
-    if re.search(r"JobState=RUNNING\b", slurm.scontrol("show", "job", job)):
+    shown = slurm.scontrol("show", "job", job)
+    if re.search(r"JobState=RUNNING\b", shown):
+        if slurm.at_time_limit(shown):
+            check_progress(stage, recipe, before)
         print(f"interrupted; job {job} goes back into the queue and goes on from there", file=sys.stderr)
         slurm.scontrol("requeue", job)
     return STOPPED

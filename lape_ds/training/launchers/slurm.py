@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 
 from lape_ds.errors import UserError
 
@@ -25,12 +24,20 @@ def job_name() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def ends_by_time() -> bool:
-    """Whether the job is at the end of its time limit; taken for true where Slurm does not say (before 22.05)."""
-    if "SLURM_JOB_START_TIME" not in os.environ or "SLURM_JOB_END_TIME" not in os.environ:
-        return True
-    start, end = (float(os.environ[f"SLURM_JOB_{name}_TIME"]) for name in ("START", "END"))
-    return end - time.time() < max(_SECONDS_AT_END, (end - start) / 10)
+def at_time_limit(shown: str) -> bool:
+    """Whether a job is at the end of its time limit, by what `scontrol show job` says (whose EndTime preemption moves)."""
+    match = re.search(r"RunTime=(\S+) TimeLimit=(\d\S*)", shown)  # no number: unlimited
+    if match is None:
+        return False
+    ran, limit = _seconds(match[1]), _seconds(match[2])
+    return limit - ran < max(_SECONDS_AT_END, limit / 10)
+
+
+def _seconds(text: str) -> int:
+    """`1-02:03:04` → 93,784."""
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def num_tasks() -> int:
