@@ -405,6 +405,21 @@ def test_who_was_killed_in_set_up_is_told(start_node: StartNode, capfd: pytest.C
     assert "the same command goes on" not in printed
 
 
+def test_a_child_that_ends_with_its_launcher() -> None:
+    """As pdsh must, in a session of its own, whatever the launcher dies of."""
+    code = "import subprocess, sys, time\nfrom lape_ds.training.launchers.pdsh import end_with_parent\n"
+    code += "child = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=end_with_parent)\n"
+    code += "print(child.pid, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        child = psutil.Process(int(launcher.stdout.readline()))
+        assert child.name() == "sleep"
+        launcher.kill()
+        psutil.wait_procs([child], timeout=5)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize(
     ("endings", "code"),
     [
