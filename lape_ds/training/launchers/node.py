@@ -23,7 +23,7 @@ from lape_ds.training.launchers.job import NODE, Job, python_path
 from lape_ds.training.stopping import STOPPED
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.1
 # What is left to the ranks of a node when one has failed: to say why they end, not to finish a step without it.
 _SECONDS_AFTER_FAILURE = 10.0
 # Before that they are not even told: who hears of a failure by the heartbeat says which it was, and ends by itself.
@@ -57,7 +57,7 @@ class Node:
         """
         told, failed, failed_at = False, 0, math.inf
         while self._running():
-            self._handle.wait(_SECONDS_BETWEEN_LOOKS)
+            self._handle.wait(SECONDS_BETWEEN_LOOKS)
             self.stopping |= self._handle.lost
             if failed_at == math.inf and ((failed := self._failure()) or self._lost_one()):
                 failed_at = time.monotonic()

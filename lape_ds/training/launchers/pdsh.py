@@ -21,8 +21,8 @@ from typing import IO
 
 from lape_ds.errors import UserError
 from lape_ds.training.launchers.job import NODE, Job, node_command, python_path
-from lape_ds.training.launchers.node import SECONDS_FOR_REASON
-from lape_ds.training.launchers.running import SECONDS_BETWEEN_LOOKS, stopping_on_signals
+from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, SECONDS_FOR_REASON
+from lape_ds.training.launchers.running import stopping_on_signals
 from lape_ds.training.stopping import STOPPED
 
 # A node that was still being started when it was told to stop has not heard of it.

@@ -14,10 +14,8 @@ from os import environ
 from pathlib import Path
 from types import FrameType
 
-from lape_ds.training.launchers.node import STOP_SIGNALS
+from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, STOP_SIGNALS
 from lape_ds.training.stopping import STOPPED
-
-SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def run_launchers(

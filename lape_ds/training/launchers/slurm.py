@@ -11,9 +11,8 @@ import socket
 import subprocess
 
 from lape_ds.errors import UserError
+from lape_ds.training.launchers.job import PORTS
 
-# Below the range from which systems give ports to clients.
-_FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 # Slurm's warning comes two minutes before the limit, or up to three; then ranks keep a checkpoint and end.
 _SECONDS_AT_END = 300.0
 
@@ -84,7 +83,7 @@ def become_rank() -> None:
     environ["LOCAL_WORLD_SIZE"] = str(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node])
     # The same for all tasks without a word between them. `sbatch launch/slurm.sbatch` looks for one that is free.
     number = int(environ["SLURM_JOB_ID"]) * 7 + int(environ["SLURM_STEP_ID"])
-    environ.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _NUM_PORTS))
+    environ.setdefault("MASTER_PORT", str(PORTS[number % len(PORTS)]))
 
 
 def tasks_per_node(text: str) -> list[int]:
