@@ -32,10 +32,11 @@ from lape_ds.training.heartbeat_hub import (
     lost_text,
     name_ranks,
     tell,
+    tell_event,
 )
+from lape_ds.training.stopping import STOPPED
 
 _SECONDS_TO_ANSWER = 40.0  # that the first rank has; then a failed rank tells its reason itself
-_INTERRUPTED = 130
 
 
 class Heartbeat:
@@ -63,6 +64,11 @@ class Heartbeat:
     def fail(self, error: BaseException) -> NoReturn:
         """Tells all ranks why this one fails, and ends it with the code that all end with."""
         self._report(_event_of(self._rank, error))
+
+    def stop(self, text: str) -> NoReturn:
+        """Tells all ranks that this one was asked to stop, before there was anything to keep; also from a signal handler."""
+        # A rank that fails is told to stop as well, while it waits for the others to hear why.
+        self._report(self._reported or Event(self._rank, "stopped", STOPPED, text))
 
     def _report(self, event: Event) -> NoReturn:
         self._reported = event
@@ -107,10 +113,10 @@ class Heartbeat:
         if isinstance(error, TimeoutError):  # its whole host is gone, and other ranks with it
             teller = next((rank for rank, host in enumerate(hosts) if host != hosts[0]), 1)
         own = self._reported
-        if own is not None and own.kind == "failed":
-            tell(own.text, own.trace)
+        if own is not None and own.kind in ("failed", "stopped"):
+            tell_event(own.text, own)
         elif self._rank == teller:
-            tell(lost_text(error, name_ranks([0], hosts)), "")
+            tell(f"error: {lost_text(error, name_ranks([0], hosts))}")
         os._exit(1 if own is None else own.code)
 
 
@@ -140,7 +146,7 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
         hub.start()
         store.set(key, f"{hub.port} {hub.token}")
         return Heartbeat(rank, store, Line(ours), hub)
-    hub_port, token = store.get(key).decode().split()
+    hub_port, token = _ask(store, key, timeout).split()
     line = Line(_reach(address, int(hub_port)))
     line.send(rank=rank, host=socket.gethostname(), token=token)
     return Heartbeat(rank, store, line, None)
@@ -152,7 +158,7 @@ def fail_alone(rank: int, error: BaseException) -> NoReturn:
 
 
 def _end_alone(event: Event) -> NoReturn:
-    tell(f"rank {event.rank} on {socket.gethostname()}: {event.text}", event.trace)
+    tell_event(f"rank {event.rank} on {socket.gethostname()}: {event.text}", event)
     os._exit(event.code)
 
 
@@ -173,6 +179,22 @@ def _wait_for_server(address: str, port: int, timeout: timedelta) -> None:
             time.sleep(0.2)
 
 
+def _ask(store: TCPStore, key: str, timeout: timedelta) -> str:
+    """What the first rank puts there, as soon as it does; asked for in Python, for the same reason."""
+    until = time.monotonic() + timeout.total_seconds()
+    try:
+        while not store.check([key]):
+            if time.monotonic() >= until:
+                raise TimeoutError(f"nothing within {in_minutes(timeout)}")
+            time.sleep(0.1)
+            socket.create_connection((store.host, store.port), timeout=10).close()
+        return store.get(key).decode()
+    except (dist.DistError, OSError) as error:
+        raise UserError(
+            f"rank 0 at {store.host}:{store.port} has gone before this one could join it ({_last(error)}): see what it printed"
+        ) from error
+
+
 def _reach(address: str, port: int) -> socket.socket:
     try:
         connection = socket.create_connection((address, port), timeout=60)
@@ -189,7 +211,7 @@ def _event_of(rank: int, error: BaseException) -> Event:
     if isinstance(error, UserError):
         return Event(rank, "failed", 2, " ".join(str(error).split()))
     if isinstance(error, KeyboardInterrupt):
-        return Event(rank, "failed", _INTERRUPTED, "interrupted")
+        return Event(rank, "failed", STOPPED, "interrupted")
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     kind = "cut" if _is_cut(error) else "failed"
     return Event(rank, kind, 1, text, "".join(traceback.format_exception(error))[-20_000:])

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ class Event:
     """What happened to a rank."""
 
     rank: int
-    kind: str  # failed: by itself; lost: dead without a word, or never come; cut: left alone in a collective
+    kind: str  # failed: by itself; lost: dead without a word, or never come; cut: left alone in a collective; stopped: by signal
     code: int
     text: str
     trace: str = ""
@@ -180,6 +180,7 @@ class Hub(threading.Thread):
         return {
             "failed": _SECONDS_FOR_THE_SAME,
             "lost": SECONDS_FOR_MORE_LOST,
+            "stopped": SECONDS_FOR_MORE_LOST,
             "cut": _SECONDS_FOR_A_CAUSE,
         }[self._cause().kind]
 
@@ -187,10 +188,11 @@ class Hub(threading.Thread):
         """Prints the reason, tells it to all who are there or still come, and ends the first rank with them."""
         alike = [event for event in self._events if (event.kind, event.text) == (cause.kind, cause.text)]
         whose = self._who([event.rank for event in alike]) + ": "
-        if cause.kind == "lost" or len(alike) == self._world_size:
+        if cause.kind in ("lost", "stopped") or len(alike) == self._world_size:
             whose = ""
         # The longest: where ranks raise what one of them has found (`together`), its own says where.
-        tell(whose + cause.text, max((event.trace for event in alike), key=len))
+        trace = max((event.trace for event in alike), key=len)
+        tell_event(whose + cause.text, replace(cause, trace=trace))
         told, since = {0}, time.monotonic()
         while True:
             for rank in set(self._lines) - told:
@@ -199,7 +201,10 @@ class Hub(threading.Thread):
                     self._lines[rank].send(code=cause.code)
             waited = _SECONDS_TO_TELL if set(self._lines) - self._left - {0} else 0.0
             if len(self._lines) < self._world_size:
-                waited = max(waited, self._late)
+                # Who is told to stop before it has come needs no word of ours.
+                waited = max(
+                    waited, min(self._late, _SECONDS_TO_TELL) if cause.kind == "stopped" else self._late
+                )
             if time.monotonic() >= since + waited:
                 os._exit(cause.code)
             self._hear_all(0.1)
@@ -208,9 +213,14 @@ class Hub(threading.Thread):
         return name_ranks(ranks, [self._hosts.get(rank, "") for rank in range(self._world_size)])
 
 
-def tell(text: str, trace: str) -> None:
-    """One line on stderr (for our own fault, its traceback before it), past a buffer whose lock a blocked thread may hold."""
-    data = f"{trace}error: {text}\n".encode(errors="backslashreplace")
+def tell_event(text: str, event: Event) -> None:
+    """One line (for our own fault, its traceback before it); being stopped is no error."""
+    tell(text if event.kind == "stopped" else f"{event.trace}error: {text}")
+
+
+def tell(text: str) -> None:
+    """Writes to stderr, past a buffer whose lock a blocked thread may hold."""
+    data = f"{text}\n".encode(errors="backslashreplace")
     with suppress(OSError):  # nobody reads any more
         while data:
             data = data[os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, data) :]

@@ -18,6 +18,7 @@ from lape_ds.noise import quiet_deepspeed
 from lape_ds.training.stopping import STOPPED, StopRequest
 
 if TYPE_CHECKING:
+    from lape_ds.recipe import Recipe
     from lape_ds.training.loop import Training
 
 OUT_OF_MEMORY = "out of memory: "  # how the line begins in which a trial's rank says so
@@ -90,8 +91,7 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
             "which recipe? e.g. launch/train.sh recipes/quickstart.yaml train.optimizer.learning_rate=1e-4"
         )
     recipe = load_recipe(arguments[0], arguments[1:])
-    ranks = _ranks()
-    ranks.join(recipe.launch.timeout_minutes)
+    ranks = _join(recipe, stop)
     from lape_ds.training.setup import set_up
 
     training = set_up(recipe)
@@ -100,6 +100,13 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
     if ranks.rank() == 0:
         print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)
     return 0
+
+
+def _join(recipe: Recipe, stop: StopRequest) -> ModuleType:
+    ranks = _ranks()
+    stop.tell_early = ranks.tell_stopped
+    ranks.join(recipe.launch.timeout_minutes)
+    return ranks
 
 
 def _run(training: Training, stop: StopRequest) -> int:
@@ -127,7 +134,7 @@ def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
 
     recipe = load_recipe(arguments[0], arguments[1:])
-    _ranks().join(recipe.launch.timeout_minutes)
+    _join(recipe, stop)
     from lape_ds.training.loop import run_training
     from lape_ds.training.ranks import leave
     from lape_ds.training.setup import set_up
@@ -154,7 +161,7 @@ def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:
     from lape_ds.recipe import load_recipe
 
     recipe = load_recipe(arguments[0], arguments[1:])
-    _ranks().join(recipe.launch.timeout_minutes)
+    _join(recipe, stop)
     from lape_ds.training.sweep import train_sweep
 
     return 0 if train_sweep(recipe, stop) else STOPPED

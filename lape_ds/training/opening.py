@@ -16,6 +16,7 @@ from lape_ds.training.checkpoint import LORA_R
 from lape_ds.training.loop import Training
 from lape_ds.training.memory import contents_of, describe_memory
 from lape_ds.training.ranks import world_size
+from lape_ds.training.restarts import goes_on, mark_begun
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.writing import told_if_unwritable
 
@@ -23,9 +24,12 @@ from lape_ds.writing import told_if_unwritable
 def open_run_folder(recipe: Recipe, run_dir: Path) -> None:
     """Makes the folder this recipe's."""
     with told_if_unwritable(str(run_dir)):
-        if recipe.train.resume == "never" and run_dir.exists():
+        anew = not goes_on(recipe)
+        if anew and run_dir.exists():
             shutil.rmtree(run_dir)
         freeze_recipe(recipe, run_dir, sections=RUN_SECTIONS)
+        if anew:
+            mark_begun(run_dir)
 
 
 def write_start(training: Training, chosen: NeuronSet | None) -> None:

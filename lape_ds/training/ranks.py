@@ -1,6 +1,7 @@
 """The ranks of a training: start, what they must agree on, end.
 
-Beside the loop. Every function here but `rank`, `world_size`, `local_rank` and `fail` is collective: all ranks must enter it.
+Beside the loop. Every function here but `rank`, `world_size`, `local_rank`, `fail` and `tell_stopped` is collective: all ranks
+must enter it.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ def fail(error: BaseException) -> NoReturn:
         except UserError:  # there is nobody to tell
             heartbeat.fail_alone(rank(), error)
     _heartbeat.fail(error)
+
+
+def tell_stopped(text: str) -> None:
+    """Tells all ranks that a signal asks this one to stop, and ends with them; nothing if no others are known. For handlers."""
+    if _heartbeat is not None:
+        _heartbeat.stop(text)
 
 
 def start() -> None:

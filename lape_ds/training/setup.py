@@ -35,6 +35,7 @@ from lape_ds.training.opening import open_run_folder, write_start
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.preflight import check_inputs, preflight
 from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
+from lape_ds.training.restarts import goes_on
 from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.training.run_lock import take_lock
@@ -59,7 +60,7 @@ def set_up(recipe: Recipe) -> Training:
     torch.manual_seed(recipe.seed)
     run_lock = together(lambda: take_lock(recipe.run_dir) if rank() == 0 else None)
     checkpoint = None
-    if recipe.train.resume == "auto":
+    if by_first(lambda: goes_on(recipe)):
         checkpoint = resumed_checkpoint(recipe.run_dir, base_fingerprint, inputs.identity)
     config = together(lambda: _config(recipe, recipe.run_dir, folder))
     return _build(recipe, folder, base_fingerprint, inputs, checkpoint, config, run_lock)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -25,6 +26,7 @@ class StopRequest:
 
     The handlers are in place as long as its `with` block lasts. Until `begin_steps` there is nothing to keep, and a signal
     ends the process at once with `STOPPED`: set-up may take hours where text is packed, and packing goes on where it was.
+    Other ranks are told first (`tell_early`, which ends this process if there are any), or they would take this one for dead.
 
     Slurm's own warning (`--signal=USR1@120`) and its limit ask for the same thing; whichever comes first counts.
     """
@@ -34,6 +36,7 @@ class StopRequest:
         self._end = None if end is None else float(end)
         self._signal: signal.Signals | None = None
         self._steps_begun = False
+        self.tell_early: Callable[[str], None] | None = None
         self._longest = 0.0
 
     def __enter__(self) -> Self:
@@ -50,8 +53,11 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
         if not self._steps_begun:
+            text = f"{self._signal.name} before the first step; the same command goes on"
+            if self.tell_early is not None:
+                self.tell_early(text)
             if os.environ.get("RANK", "0") == "0":
-                print(f"{self._signal.name} before the first step; the same command goes on", file=sys.stderr)
+                print(text, file=sys.stderr)
             sys.stderr.flush()
             os._exit(STOPPED)
 

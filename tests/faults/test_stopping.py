@@ -43,6 +43,30 @@ def test_a_second_job_is_refused_and_one_signalled_rank_stops_all(jobs: Jobs) ->
     assert len(first.lines(f"stopped after step {steps[-1]:,} of 5,000 (as another rank was asked to)")) == 1
 
 
+def test_a_requeued_job_that_began_anew_goes_on(jobs: Jobs) -> None:
+    """Slurm starts it again with the same command, `train.resume=never` in it; that is about the run before the job."""
+    arguments = ["train.run_name=anew", *LONG, "train.max_steps=5000"]
+    jobs.stop_after(2, *arguments)
+    anew = [*arguments, "train.resume=never"]
+    job = {"SLURM_JOB_ID": "4712"}
+
+    def stops_after_more_steps(environment: dict[str, str], says: str | None) -> list[int]:
+        before = last_step(jobs.started[-1].run_dir)
+        started = jobs.start(*anew, environment=environment)
+        started.wait_for(lambda: last_step(started.run_dir) not in (0, before))
+        started.ranks[0].send(signal.SIGTERM)
+        assert started.end() == [STOPPED], started.output()
+        assert [line.split(" of ")[0] for line in started.lines("going on")] == ([says] if says else [])
+        return [line["step"] for line in metrics_of(started.run_dir) if "loss" in line]
+
+    # An earlier start that was stopped in set-up has not begun anew yet.
+    stops_after_more_steps(job | {"SLURM_RESTART_COUNT": "1"}, None)
+    kept = last_step(jobs.started[-1].run_dir)
+    steps = stops_after_more_steps(job | {"SLURM_RESTART_COUNT": "2"}, f"going on from step {kept:,}")
+    assert steps == list(range(1, steps[-1] + 1))
+    stops_after_more_steps({"SLURM_JOB_ID": "4713"}, None)
+
+
 def test_slurms_time_limit_stops_in_time(jobs: Jobs) -> None:
     arguments = ["train.run_name=limited-time", *LONG]
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60)}

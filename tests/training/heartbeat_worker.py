@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from datetime import timedelta
+from types import FrameType
 
 from lape_ds.errors import UserError
 from lape_ds.training import heartbeat
+from lape_ds.training.stopping import StopRequest
 
 
 def main(action: str, seconds: float) -> None:
@@ -20,6 +23,11 @@ def main(action: str, seconds: float) -> None:
         beat = heartbeat.join(rank, world_size, timeout=timeout)
     except UserError as error:
         heartbeat.fail_alone(rank, error)
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        print("fails", flush=True)
+        beat.fail(UserError("no such\nfile"))
+
     if action == "mistaken early":
         beat.fail(UserError("no such\nfile"))
     beat.wait_for_all(timeout)
@@ -31,7 +39,12 @@ def main(action: str, seconds: float) -> None:
     if action == "done":
         beat.close()
         return
-    time.sleep(60)
+    with StopRequest() as stop:
+        stop.tell_early = beat.stop
+        if action == "fails when told":
+            signal.signal(signal.SIGUSR2, fail)
+        print("waits", flush=True)
+        time.sleep(60)
 
 
 if __name__ == "__main__":

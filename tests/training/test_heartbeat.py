@@ -6,11 +6,17 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
+from lape_ds.errors import UserError
+from lape_ds.training import heartbeat
+from lape_ds.training.launchers.job import free_port
+from lape_ds.training.stopping import STOPPED
 from tests.faults.job import Job
 
 
@@ -60,6 +66,55 @@ def test_a_first_rank_that_does_not_come_is_told_too(tmp_path: Path) -> None:
     assert "could not reach rank 0 at 127.0.0.1:" in reason
     assert "Traceback" not in job.output
     assert "frame #" not in job.output
+
+
+@pytest.mark.parametrize("told", [[0], [1], [2, 1, 0]])
+def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path, told: list[int]) -> None:
+    """A rank may be deep in a long call, where no handler runs, or not be told at all: it hears of it from the first one."""
+    with job_of(tmp_path, "wait", "wait", "wait") as job:
+        job.wait_until(lambda: job.output.count("waits") == 3)
+        for rank in told:
+            job.processes[rank].send_signal(signal.SIGTERM)
+        assert job.wait(10) == [STOPPED] * 3, job.output
+    assert job.reasons == []
+    assert job.output.count("SIGTERM before the first step; the same command goes on\n") == 1
+    assert "without a word" not in job.output
+
+
+def test_a_stop_does_not_hide_why_a_rank_fails(tmp_path: Path) -> None:
+    """A launcher tells all ranks to stop when one has failed; here before the first one, held up, has told the reason."""
+    with job_of(tmp_path, "wait", "fails when told") as job:
+        job.wait_until(lambda: job.output.count("waits") == 2)
+        job.processes[0].send_signal(signal.SIGSTOP)
+        job.processes[1].send_signal(signal.SIGUSR2)
+        job.wait_until(lambda: "fails" in job.output)
+        job.processes[1].send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.processes[1].wait(0.5)
+        job.processes[0].send_signal(signal.SIGCONT)
+        assert "no such file" in job.ends_with(2, 2)
+
+
+def test_a_first_rank_that_ends_before_its_line_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its store answers, and then is gone; or is there and nothing comes."""
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    message = r"rank 0 at 127\.0\.0\.1:\d+ has gone before this one could join it"
+    serve = f"store = TCPStore('127.0.0.1', {port}, None, True, wait_for_workers=False)"
+    code = f"from torch.distributed import TCPStore; import time; {serve}; time.sleep(2)"
+    with (
+        subprocess.Popen([sys.executable, "-c", code]),
+        pytest.raises(UserError, match=message),
+    ):
+        heartbeat.join(1, 2, timeout=timedelta(seconds=20))
+    store = heartbeat.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    with pytest.raises(UserError, match=message):
+        heartbeat.join(1, 2, timeout=timedelta(seconds=1))
+    del store
+    assert "frame #" not in capfd.readouterr().err
 
 
 def test_strangers_end_nothing(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import torch
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
-from lape_ds.training.launchers.batch import run_batch, srun_command
+from lape_ds.training.launchers.batch import STAGES, check_progress, kept_work, run_batch, srun_command
 from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
-from lape_ds.training.launchers.job import Job, node_command
+from lape_ds.training.launchers.job import PORTS, Job, free_port, node_command
 from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.slurm import become_rank, tasks_per_node
+from lape_ds.training.launchers.running import run_launchers
+from lape_ds.training.launchers.slurm import at_time_limit, become_rank, job_name, tasks_per_node
 from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
 
@@ -151,7 +152,24 @@ def test_a_task_with_a_gpu_of_its_own_takes_the_first(
         monkeypatch.setenv(name, value)
     become_rank()
     assert [os.environ[name] for name in names[:4]] == ["7", local_rank, "8", "4"]
-    assert int(os.environ["MASTER_PORT"]) < 32_768  # below the ports that systems give to clients
+    assert int(os.environ["MASTER_PORT"]) in PORTS
+
+
+def test_a_node_without_scontrol_is_told_in_a_line(tmp_path: Path) -> None:
+    """Such as a container: nobody is known yet to whom a rank could tell it."""
+    told = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    told |= {"SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    told |= {"SLURM_STEP_NODELIST": "n[1-2]", "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lape_ds.training.main", QUICKSTART],
+        cwd=REPO,
+        env=os.environ | told,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: this is a Slurm job, but scontrol is not on PATH\n")
 
 
 QUICKSTART = "recipes/quickstart.yaml"
@@ -177,6 +195,7 @@ def slurm_job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, 4, 4),
         ({"GPUS_ON_NODE": "2", "CPUS_ON_NODE": "64"}, 4, 2),  # never two on one GPU
         ({"NTASKS_PER_NODE": "3", "GPUS_ON_NODE": "8", "CPUS_ON_NODE": "3"}, None, 3),
+        ({"NTASKS": "6", "GPUS_ON_NODE": "8", "CPUS_ON_NODE": "64"}, None, 3),
         ({"CPUS_ON_NODE": "4"}, 4, 4),
         ({"CPUS_ON_NODE": "4"}, None, 1),
     ],
@@ -187,8 +206,21 @@ def test_ranks_of_a_slurm_job(
     slurm_job(**told)
     settings = [f"launch.num_ranks={num_ranks if num_ranks else 'null'}"]
     command = srun_command("train", CommandLine({}, QUICKSTART, settings), load_recipe(QUICKSTART, settings))
-    assert {"--nodes=2", f"--ntasks-per-node={expected}"} <= set(command)
+    assert {"--nodes=2", f"--ntasks={2 * expected}", f"--ntasks-per-node={expected}"} <= set(command)
     assert command[-2:] == [QUICKSTART, *settings]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_the_cpus_of_a_task(slurm_job: Callable[..., None], stage: str) -> None:
+    slurm_job(CPUS_PER_TASK="6", NTASKS_PER_NODE="1")
+    command = srun_command(stage, CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
+    assert "--cpus-per-task=6" in command[: command.index(sys.executable)]
+
+
+def test_tasks_that_do_not_fit_the_nodes_are_refused(slurm_job: Callable[..., None]) -> None:
+    slurm_job(NTASKS="3")
+    with pytest.raises(UserError, match="--ntasks=3 does not give each of 2 nodes as many ranks"):
+        srun_command("train", CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
 
 
 def test_a_job_with_too_few_cpus_is_told_what_to_ask_for(slurm_job: Callable[..., None]) -> None:
@@ -215,6 +247,52 @@ def test_mistakes_in_a_batch_job(
     with pytest.raises(UserError) as refused:
         run_batch(arguments)
     assert message in str(refused.value)
+
+
+def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -> None:
+    """Slurm gives the array's number to one of its tasks, as its own; `scontrol requeue` of it means all tasks."""
+    slurm_job()
+    assert job_name() == "7"
+    slurm_job(ARRAY_JOB_ID="7", ARRAY_TASK_ID="2")
+    assert job_name() == "7_2"
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ("RunTime=00:58:00 TimeLimit=01:00:00", True),
+        ("RunTime=00:20:00 TimeLimit=01:00:00", False),  # preempted, its EndTime is near all the same
+        ("RunTime=1-02:00:00 TimeLimit=1-04:00:00", True),
+        ("RunTime=1-00:00:00 TimeLimit=2-00:00:00", False),
+        ("RunTime=9-00:00:00 TimeLimit=UNLIMITED", False),
+    ],
+)
+def test_a_preempted_job_is_not_at_its_time_limit(times: str, expected: bool) -> None:
+    assert at_time_limit(f"   JobState=RUNNING\n   {times} TimeMin=N/A\n   EndTime=x") == expected
+
+
+def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
+    slurm_job: Callable[..., None], tmp_path: Path
+) -> None:
+    recipe = load_recipe(QUICKSTART, [f"output_dir={tmp_path}"])
+    slurm_job()
+    check_progress("train", recipe, kept_work(recipe))  # its first start
+    slurm_job(RESTART_COUNT="1")
+    before = kept_work(recipe)
+    with pytest.raises(UserError, match="start 2 of this job had all its time and made no progress"):
+        check_progress("train", recipe, before)
+    for written in (
+        tmp_path / "corpus/mlt_Latn/abc/state.json",
+        recipe.run_dir / "checkpoints/step-00000001/x",
+    ):
+        written.parent.mkdir(parents=True)
+        written.write_text("{}", encoding="utf-8")
+        check_progress("train", recipe, before)
+        before = kept_work(recipe)
+        with pytest.raises(UserError, match="a longer --time"):
+            check_progress("corpus", recipe, before)
+    with pytest.raises(UserError, match="--stage eval, which begins anew"):
+        check_progress("eval", recipe, {})
 
 
 @pytest.mark.parametrize(
@@ -301,6 +379,71 @@ def test_a_killed_rank_is_a_failure(start_node: StartNode) -> None:
     node = start_node(SAVING + UP)
     wait_for_ranks(node)[0].kill()
     assert node.wait(timeout=20) == 128 + signal.SIGKILL
+
+
+LINKED = """
+from datetime import timedelta
+from lape_ds.training import heartbeat
+from lape_ds.training.stopping import StopRequest
+os.environ['MASTER_PORT'] = '{port}'
+with StopRequest():
+    heartbeat.join(rank, 2, timeout=timedelta(seconds=30)).wait_for_all(timedelta(seconds=30))
+    os.write(1, b'up\\n')
+    time.sleep(60)
+"""
+
+
+def test_who_was_killed_in_set_up_is_told(start_node: StartNode, capfd: pytest.CaptureFixture[str]) -> None:
+    """The node sees a death sooner than the first rank, which is to tell of it, has ended listening."""
+    node = start_node(LINKED.format(port=free_port()))
+    by_rank = {rank.environ()["RANK"]: rank for rank in wait_for_ranks(node)}
+    by_rank["1"].kill()
+    assert node.wait(timeout=20) == 128 + signal.SIGKILL
+    printed = capfd.readouterr().err
+    assert "error: rank 1 on " in printed
+    assert "it was killed" in printed
+    assert "the same command goes on" not in printed
+
+
+def test_a_child_that_ends_with_its_launcher() -> None:
+    """As pdsh must, in a session of its own, whatever the launcher dies of."""
+    code = "import subprocess, sys, time\nfrom lape_ds.training.launchers.pdsh import end_with_parent\n"
+    code += "child = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=end_with_parent)\n"
+    code += "print(child.pid, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        child = psutil.Process(int(launcher.stdout.readline()))
+        assert child.name() == "sleep"
+        launcher.kill()
+        psutil.wait_procs([child], timeout=5)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("endings", "code"),
+    [
+        (["sys.exit(130)", "sys.exit(2)"], 2),  # the checkpoint of one could not be written
+        (["sys.exit(130)", "sys.exit(0)"], STOPPED),
+        (["sys.exit(0)", "sys.exit(0)"], 0),  # had just come to their end
+        (["os.kill(os.getpid(), 15)", "sys.exit(130)"], STOPPED),
+        (["os.kill(os.getpid(), 9)", "sys.exit(130)"], -signal.SIGKILL),
+    ],
+)
+def test_a_stop_does_not_hide_a_failure(tmp_path: Path, endings: list[str], code: int) -> None:
+    def ready() -> None:
+        if not told and all((tmp_path / f"up{number}").exists() for number in range(len(endings))):
+            told.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told: list[bool] = []
+    launchers = []
+    for number, ending in enumerate(endings):
+        up = f"open({str(tmp_path / f'up{number}')!r}, 'w').close()"
+        stop = f"signal.signal(signal.SIGTERM, signal.SIG_DFL); {ending}"
+        text = f"import os, signal, sys\ndef stop(*_): {stop}\nsignal.signal(15, stop); {up}; signal.pause()"
+        launchers.append([sys.executable, "-c", text])
+    assert run_launchers(launchers, watch=ready) == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])

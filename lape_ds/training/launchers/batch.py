@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
@@ -24,6 +25,7 @@ from lape_ds.training.stopping import STOPPED
 
 SCRIPT = "launch/slurm.sbatch"
 STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
+_GOING_ON = ("train", "corpus")  # where they were interrupted; the others begin anew
 # Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
 _SECONDS_AFTER_FIRST = 45
 
@@ -35,7 +37,7 @@ def run_batch(arguments: Sequence[str]) -> int:
         The step's exit code.
 
     Raises:
-        UserError: A bad command line, recipe or array.
+        UserError: A bad command line, recipe or array; or the time limit is too short to get anywhere.
     """
     command = _with_language(read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS))
     stage = command.options.get("stage", "train")
@@ -44,6 +46,7 @@ def run_batch(arguments: Sequence[str]) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"this is no Slurm job: submit it, `sbatch {SCRIPT} RECIPE`")
     recipe = load_recipe(command.recipe, command.overrides)
+    before = kept_work(recipe)
     step = subprocess.Popen(srun_command(stage, command, recipe))
     with stopping_on_signals(lambda: None) as came:
         passed_on = 0
@@ -53,7 +56,7 @@ def run_batch(arguments: Sequence[str]) -> int:
             passed_on = len(came)
     # Told while it starts, or in a stage other than training, it dies of the signal; what it had finished stays.
     interrupted = code in (STOPPED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-    return _requeue() if interrupted else code
+    return _requeue(stage, recipe, before) if interrupted else code
 
 
 def _wait(step: subprocess.Popen[bytes]) -> int | None:
@@ -66,24 +69,43 @@ def _wait(step: subprocess.Popen[bytes]) -> int | None:
 def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
     """The job's one step: a rank per task, or the one process of a stage that is not training, on the first node."""
     rest = [command.recipe, *command.overrides]
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun no longer takes it from sbatch (Slurm 22.05)
+    shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
     if stage != "train":
-        return ["srun", "--nodes=1", "--ntasks=1", sys.executable, "-m", COMMAND_LINE, stage, *rest]
+        return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, stage, *rest]
+    num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    per_node = _ranks_per_node(recipe, num_nodes)
     options = [
-        f"--nodes={os.environ['SLURM_JOB_NUM_NODES']}",
-        f"--ntasks-per-node={_ranks_per_node(recipe)}",
+        f"--nodes={num_nodes}",
+        f"--ntasks={num_nodes * per_node}",
+        f"--ntasks-per-node={per_node}",
         "--kill-on-bad-exit=0",  # ranks that were told to stop leave with a code of their own, one after the other
         f"--wait={_SECONDS_AFTER_FIRST}",
     ]
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun no longer takes it from sbatch (Slurm 22.05)
-        options.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return ["srun", *options, sys.executable, "-u", "-m", TRAINING, f"--master_port={free_port()}", *rest]
+    return [
+        "srun",
+        *options,
+        *shared,
+        sys.executable,
+        "-u",
+        "-m",
+        TRAINING,
+        f"--master_port={free_port()}",
+        *rest,
+    ]
 
 
-def _ranks_per_node(recipe: Recipe) -> int:
+def _ranks_per_node(recipe: Recipe, num_nodes: int) -> int:
     """What sbatch was told; else one per GPU, at most `launch.num_ranks`; without GPUs that, or one."""
     told = os.environ.get("SLURM_NTASKS_PER_NODE")
     if told:
         return int(re.match(r"\d+", told)[0])  # type: ignore[index]
+    if tasks := int(os.environ.get("SLURM_NTASKS", "0")):
+        if tasks % num_nodes:
+            raise UserError(
+                f"--ntasks={tasks} does not give each of {num_nodes} nodes as many ranks: submit it with --ntasks-per-node=N"
+            )
+        return tasks // num_nodes
     asked, gpus = recipe.launch.num_ranks, int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     ranks = min(asked or gpus, gpus) if gpus else asked or 1
     cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks))
@@ -120,10 +142,45 @@ def _with_language(command: CommandLine) -> CommandLine:
     return replace(command, overrides=[*command.overrides, *own])
 
 
-def _requeue() -> int:
+def kept_work(recipe: Recipe) -> dict[Path, int]:
+    """What an interrupted stage goes on from: checkpoints and the state of packed texts, with the time of each."""
+    packed = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
+    kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def check_progress(stage: str, recipe: Recipe, before: dict[Path, int]) -> None:
+    """Whether another start of a job that had all its time would get further; else it would be queued for ever.
+
+    The first start has more to do than the others, such as to fetch a model; it is not yet judged.
+
+    Args:
+        stage: The job's.
+        recipe: Its recipe.
+        before: `kept_work` as this start began.
+
+    Raises:
+        UserError: It would not.
+    """
+    if stage not in _GOING_ON:
+        raise UserError(
+            f"the time limit ended --stage {stage}, which begins anew each time: submit it with a longer --time"
+        )
+    starts = 1 + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if starts > 1 and kept_work(recipe) == before:
+        raise UserError(
+            f"start {starts} of this job had all its time and made no progress (no checkpoint, no text packed): it is not "
+            "queued again; submit it with a longer --time"
+        )
+
+
+def _requeue(stage: str, recipe: Recipe, before: dict[Path, int]) -> int:
     """Puts the job back into the queue, unless it is being cancelled: then it is to end."""
-    job = os.environ["SLURM_JOB_ID"]
-    if re.search(r"JobState=RUNNING\b", slurm.scontrol("show", "job", job)):
+    job = slurm.job_name()
+    shown = slurm.scontrol("show", "job", job)
+    if re.search(r"JobState=RUNNING\b", shown):
+        if slurm.at_time_limit(shown):
+            check_progress(stage, recipe, before)
         print(f"interrupted; job {job} goes back into the queue and goes on from there", file=sys.stderr)
         slurm.scontrol("requeue", job)
     return STOPPED

@@ -21,7 +21,7 @@ TRAINING = "lape_ds.training.main"
 COMMAND_LINE = "lape_ds.cli"
 NODE = "lape_ds.training.launchers.node"
 # Below the range from which systems give ports to clients.
-_PORTS = range(15_000, 30_000)
+PORTS = range(15_000, 30_000)
 _TRIES = 50
 
 
@@ -79,7 +79,7 @@ class Job:
 def free_port() -> int:
     """A port that is free on this machine and, being drawn, most likely on the first host too."""
     for _ in range(_TRIES):
-        port = random.SystemRandom().choice(_PORTS)
+        port = random.SystemRandom().choice(PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

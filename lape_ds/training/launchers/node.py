@@ -6,6 +6,7 @@ connection to it has gone it ends, and the ranks are told to stop.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -22,9 +23,11 @@ from lape_ds.training.launchers.job import NODE, Job, python_path
 from lape_ds.training.stopping import STOPPED
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.1
 # What is left to the ranks of a node when one has failed: to say why they end, not to finish a step without it.
 _SECONDS_AFTER_FAILURE = 10.0
+# Before that they are not even told: who hears of a failure by the heartbeat says which it was, and ends by itself.
+SECONDS_FOR_REASON = 2.0
 
 
 class Node:
@@ -52,21 +55,22 @@ class Node:
         Returns:
             The code of the first that failed; else `STOPPED` if not all came to their end; else 0.
         """
-        told, failed, deadline = False, 0, None
+        told, failed, failed_at = False, 0, math.inf
         while self._running():
-            self._handle.wait(_SECONDS_BETWEEN_LOOKS)
+            self._handle.wait(SECONDS_BETWEEN_LOOKS)
             self.stopping |= self._handle.lost
-            if deadline is None and ((failed := self._failure()) or self._lost_one()):
-                deadline = time.monotonic() + _SECONDS_AFTER_FAILURE
-            if not told and (failed or self.stopping):
+            if failed_at == math.inf and ((failed := self._failure()) or self._lost_one()):
+                failed_at = time.monotonic()
+            since_failure = time.monotonic() - failed_at
+            if not told and (self.stopping or since_failure > SECONDS_FOR_REASON):
                 told = True
                 for process in self._running():
                     process.send_signal(signal.SIGTERM)
-            if deadline is not None and time.monotonic() > deadline:
+            if since_failure > _SECONDS_AFTER_FAILURE:
                 self._kill()
         for number in STOP_SIGNALS:  # one that comes now must not change the code that we end with
             signal.signal(number, signal.SIG_IGN)
-        if deadline is None:
+        if failed_at == math.inf:
             failed = self._failure()
         return failed or (STOPPED if any(process.returncode for process in self._processes) else 0)
 

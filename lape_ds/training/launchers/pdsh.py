@@ -6,10 +6,12 @@ those hosts; here a second pdsh tells exactly the nodes of this job, by its toke
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +21,8 @@ from typing import IO
 
 from lape_ds.errors import UserError
 from lape_ds.training.launchers.job import NODE, Job, node_command, python_path
-from lape_ds.training.launchers.running import SECONDS_BETWEEN_LOOKS, stopping_on_signals
+from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, SECONDS_FOR_REASON
+from lape_ds.training.launchers.running import stopping_on_signals
 from lape_ds.training.stopping import STOPPED
 
 # A node that was still being started when it was told to stop has not heard of it.
@@ -28,6 +31,8 @@ _SECONDS_BETWEEN_STOPS = 5.0
 _SSH_OPTIONS = "-oBatchMode=yes -oServerAliveInterval=10 -oServerAliveCountMax=3"
 _ENDED = re.compile(r"pdsh@[^:]*: (\S+): ssh exited with exit code (\d+)\s*")
 _NO_CONNECTION = 255  # ssh's own
+_LIBC = ctypes.CDLL(None)  # not in the child, between fork and exec
+_PR_SET_PDEATHSIG = 1
 
 
 def run_on_hosts(job: Job) -> int:
@@ -51,6 +56,7 @@ class _Hosts:
         self._job = job
         self._codes: dict[str, int] = {}  # of hosts that ended with another code than 0, in that order
         self._stop_at: float | None = None  # when the nodes are to be told (again)
+        self._telling: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """To the end of all."""
@@ -60,6 +66,7 @@ class _Hosts:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=end_with_parent,
             text=True,
             errors="replace",
         )
@@ -69,7 +76,7 @@ class _Hosts:
         with stopping_on_signals(self._stop) as came:
             while pdsh.poll() is None:
                 if self._failed() and self._stop_at is None:
-                    self._stop()
+                    self._stop_at = time.monotonic() + SECONDS_FOR_REASON
                 if self._stop_at is not None and time.monotonic() >= self._stop_at:
                     self._stop_at = time.monotonic() + _SECONDS_BETWEEN_STOPS
                     self._tell_nodes()
@@ -97,10 +104,12 @@ class _Hosts:
         self._stop_at = time.monotonic()
 
     def _tell_nodes(self) -> None:
-        """Beside the first pdsh and not waited for; a host that is gone cannot hold up the others."""
+        """Beside the first pdsh and not waited for; a host that is gone holds up the others only where they are told again."""
+        if self._telling is not None and self._telling.poll() is None:
+            return
         command = [sys.executable, "-m", NODE, "--stop", self._job.token]
         quiet = subprocess.DEVNULL
-        subprocess.Popen(
+        self._telling = subprocess.Popen(
             _pdsh(self._job, _remote(command)),
             env=_ssh_environment(),
             stdin=quiet,
@@ -120,6 +129,14 @@ class _Hosts:
                 self._codes.setdefault(match[1], int(match[2]))
                 if int(match[2]) != STOPPED:
                     print(f"{match[1]}: ended with exit code {match[2]}", file=sys.stderr, flush=True)
+
+
+def end_with_parent() -> None:
+    """In a child, before its program: the kernel kills it as we die, however. The nodes then see that nobody holds their handle.
+
+    In a session of its own Ctrl-C does not reach it, and without this it would run on until it has something to write to us.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _pdsh(job: Job, remote: str) -> list[str]:

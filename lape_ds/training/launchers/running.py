@@ -14,10 +14,8 @@ from os import environ
 from pathlib import Path
 from types import FrameType
 
-from lape_ds.training.launchers.node import STOP_SIGNALS
+from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, STOP_SIGNALS
 from lape_ds.training.stopping import STOPPED
-
-SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def run_launchers(
@@ -39,7 +37,7 @@ def run_launchers(
         watch: Called several times a second meanwhile.
 
     Returns:
-        The exit code of the first that failed, else 0; `STOPPED` after a signal.
+        The exit code of the first that failed; else `STOPPED` if not all came to their end; else 0.
     """
     launchers: list[subprocess.Popen[bytes]] = []
     with ExitStack() as files:
@@ -61,7 +59,9 @@ def run_launchers(
                     _stop(launchers)
                 watch()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-    return STOPPED if stopping else failed or next((code for code in codes if code), 0)
+    # Dead of the signal: still being started. What else goes wrong after one, such as a checkpoint on a full disk, counts.
+    harmless = (0, STOPPED, *([-signal.SIGTERM] if stopping else []))
+    return next((code for code in (failed, *codes) if code not in harmless), STOPPED if any(codes) else 0)
 
 
 def _stop(launchers: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -11,9 +11,32 @@ import socket
 import subprocess
 
 from lape_ds.errors import UserError
+from lape_ds.training.launchers.job import PORTS
 
-# Below the range from which systems give ports to clients.
-_FIRST_PORT, _NUM_PORTS = 15_000, 15_000
+# Slurm's warning comes two minutes before the limit, or up to three; then ranks keep a checkpoint and end.
+_SECONDS_AT_END = 300.0
+
+
+def job_name() -> str:
+    """What scontrol calls this job alone. One task of every array has the array's own number: it would mean all of them."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def at_time_limit(shown: str) -> bool:
+    """Whether a job is at the end of its time limit, by what `scontrol show job` says (whose EndTime preemption moves)."""
+    match = re.search(r"RunTime=(\S+) TimeLimit=(\d\S*)", shown)  # no number: unlimited
+    if match is None:
+        return False
+    ran, limit = _seconds(match[1]), _seconds(match[2])
+    return limit - ran < max(_SECONDS_AT_END, limit / 10)
+
+
+def _seconds(text: str) -> int:
+    """`1-02:03:04` → 93,784."""
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def num_tasks() -> int:
@@ -41,10 +64,16 @@ def process_number() -> int:
 
 
 def become_rank() -> None:
-    """Says in torch's names what Slurm says in its own; nothing outside a step, or where a launcher has spoken."""
+    """Says in torch's names what Slurm says in its own; nothing outside a step, or where a launcher has spoken.
+
+    Raises:
+        UserError: The first node's address cannot be had.
+    """
     if not num_tasks() or "RANK" in os.environ:
         return
     environ = os.environ
+    if "MASTER_ADDR" not in environ:  # before all else: whoever is a rank tells a mistake to that address
+        environ["MASTER_ADDR"] = node_address(node_names(environ["SLURM_STEP_NODELIST"])[0])
     local, node = int(environ["SLURM_LOCALID"]), int(environ["SLURM_NODEID"])
     # With --gpus-per-task each task sees one GPU, its own, as the first.
     gpus = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -52,11 +81,9 @@ def become_rank() -> None:
     environ["RANK"] = environ["SLURM_PROCID"]
     environ["WORLD_SIZE"] = str(num_tasks())
     environ["LOCAL_WORLD_SIZE"] = str(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node])
-    if "MASTER_ADDR" not in environ:
-        environ["MASTER_ADDR"] = node_address(node_names(environ["SLURM_STEP_NODELIST"])[0])
     # The same for all tasks without a word between them. `sbatch launch/slurm.sbatch` looks for one that is free.
     number = int(environ["SLURM_JOB_ID"]) * 7 + int(environ["SLURM_STEP_ID"])
-    environ.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _NUM_PORTS))
+    environ.setdefault("MASTER_PORT", str(PORTS[number % len(PORTS)]))
 
 
 def tasks_per_node(text: str) -> list[int]:
