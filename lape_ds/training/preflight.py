@@ -7,14 +7,12 @@ host; what they saw is gathered, so that all come to the same refusal, and one o
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -30,9 +28,9 @@ from lape_ds.subnetwork.adapters import lora_weights_per_r
 from lape_ds.subnetwork.entries import entry_masks
 from lape_ds.training.heartbeat_hub import name_ranks
 from lape_ds.training.inputs import Inputs
-from lape_ds.training.plan.cluster import Cluster, this_machine
+from lape_ds.training.plan.cluster import cluster_of_job, gpus_here
 from lape_ds.training.plan.fits import check_memory
-from lape_ds.training.ranks import by_first, gather, local_rank, rank, together, world_size
+from lape_ds.training.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.writing import check_writable, told_if_unwritable
 
 _SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
@@ -74,13 +72,11 @@ def check_inputs(recipe: Recipe, folder: Path, inputs: Inputs) -> None:
     _check_same(inputs.identity, same)
     _check_same(texts if local_rank() == 0 else None, same)
     by_first(lambda: _check_disk(recipe, _num_trained(folder, inputs)))
-    by_first(lambda: check_memory(recipe, inputs.train, inputs.neurons, _cluster()))
-
-
-def _cluster() -> Cluster:
-    """The nodes of this job, each taken for one like the first rank's."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return replace(this_machine(ranks_here), nodes=max(1, world_size() // ranks_here))
+    by_first(
+        lambda: check_memory(
+            recipe, inputs.train, inputs.neurons, cluster_of_job(gpus_here(), world_size(), ranks_here())
+        )
+    )
 
 
 def _check_same(found: Mapping[str, str] | None, advice: str) -> None:

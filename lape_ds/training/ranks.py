@@ -1,6 +1,6 @@
 """The ranks of a training: start, what they must agree on, end.
 
-Beside the loop. Every function here but `rank`, `world_size`, `local_rank` and `fail` is collective: all ranks must enter it.
+Beside the loop. Every function here but `rank`, `world_size`, `local_rank`, `ranks_here` and `fail` is collective: all ranks must enter it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def world_size() -> int:
 def local_rank() -> int:
     """Number of this process on its node."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def ranks_here() -> int:
+    """Number of processes of this node: as torchrun, Slurm and our launcher say it, or DeepSpeed's."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def join(timeout_minutes: float = 10) -> None:
@@ -103,11 +108,10 @@ def start() -> None:
 def share_cores() -> None:
     """Without a GPU the ranks of a node share its cores; each taking all of them is several times slower."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         own = os.environ.get(
             "SLURM_CPUS_PER_TASK"
         )  # Slurm may bind a task to these, so that it sees no others
-        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here()))
 
 
 def end() -> None:

@@ -5,9 +5,10 @@ Beside the profile. Memory decides what fits; the speeds below only rank what fi
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -128,6 +129,19 @@ def this_machine(num_ranks: int | None) -> Cluster:
     """
     gpus = gpus_here()
     if gpus is None:
-        ranks = num_ranks or 1
-        return Cluster(1, ranks, psutil.virtual_memory().available // ranks, gpu="")
-    return Cluster(1, min(num_ranks or gpus.gpus_per_node, gpus.gpus_per_node), gpus.memory, gpus.gpu)
+        return cluster_of_job(None, num_ranks or 1, num_ranks or 1)
+    return replace(gpus, gpus_per_node=min(num_ranks or gpus.gpus_per_node, gpus.gpus_per_node))
+
+
+def cluster_of_job(gpus: Cluster | None, num_ranks: int, ranks_here: int) -> Cluster:
+    """What a job runs on that has started: nodes like this one, with a GPU for each rank.
+
+    Args:
+        gpus: Those that this rank sees: all of its node, or its own alone, as Slurm may have it.
+        num_ranks: All ranks.
+        ranks_here: Those of this node.
+    """
+    nodes = math.ceil(num_ranks / ranks_here)
+    if gpus is None:
+        return Cluster(nodes, ranks_here, psutil.virtual_memory().available // ranks_here, gpu="")
+    return replace(gpus, nodes=nodes, gpus_per_node=ranks_here)
