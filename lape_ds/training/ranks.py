@@ -1,6 +1,6 @@
 """The ranks of a training: start, what they must agree on, end.
 
-Beside the loop. Every function here but `rank`, `world_size`, `local_rank`, `ranks_here` and `fail` is collective: all ranks must enter it.
+Beside the loop. Every function here but `fail` and those that give a rank's numbers is collective: all ranks must enter it.
 """
 
 from __future__ import annotations
