@@ -21,6 +21,7 @@ from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.runlog import readable_bytes, surroundings
 from lape_ds.training.launch import launcher_command, slots_of_workers
+from lape_ds.training.launchers import slurm
 from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.main import OUT_OF_MEMORY
 from lape_ds.training.metrics import read_metrics
@@ -83,8 +84,13 @@ def tune_command(
         json_file: The record; None: `tune.json` in the scratch folder.
 
     Raises:
-        UserError: The plan finds nothing that fits, no candidate ran, or their losses differ.
+        UserError: There are several nodes, the plan finds nothing that fits, no candidate ran, or their losses differ.
     """
+    if slurm.num_nodes() > 1:
+        raise UserError(
+            f"`lape-ds tune` measures on one machine, and this Slurm job has {slurm.num_nodes()} nodes: run it in a job of one "
+            "node, and take `lape-ds plan --gpus` for several"
+        )
     chosen = best_candidates(recipe, candidates)
     trials = run_trials(recipe, recipe_path, overrides, chosen, steps=steps)
     difference = largest_difference(trials)

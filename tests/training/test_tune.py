@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.plan.candidates import Setting
 from lape_ds.training.tune import (
@@ -73,6 +74,12 @@ def test_a_candidate_without_memory_is_a_result(mine: Path) -> None:
     assert failed.tokens_per_second is None
     assert ran.failure is None, "and the next one is run"
     assert fastest_of([failed, ran]) is ran
+
+
+def test_a_job_of_several_nodes_is_refused(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(UserError, match="measures on one machine, and this Slurm job has 2 nodes"):
+        tune_command(load_recipe(mine), str(mine), [], candidates=1, steps=1, apply=False, json_file=None)
 
 
 def test_other_losses_are_seen() -> None:

@@ -128,9 +128,10 @@ class Costing:
 
     @cached_property
     def global_batch_size(self) -> int:
-        """Blocks of a step: as the recipe has them on its ranks, or on these if it does not say how many."""
-        train, ranks = self.recipe.train, self.recipe.launch.num_ranks
-        return train.micro_batch_size * train.gradient_accumulation_steps * (ranks or self.cluster.num_ranks)
+        """Blocks of a step: as the recipe has them on so many nodes, or with these ranks if it does not say how many."""
+        train, cluster = self.recipe.train, self.cluster
+        ranks = cluster.nodes * (self.recipe.launch.num_ranks or cluster.gpus_per_node)
+        return train.micro_batch_size * train.gradient_accumulation_steps * ranks
 
     def settings(self) -> list[Setting]:
         """All that keep the global batch.

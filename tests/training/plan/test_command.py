@@ -76,6 +76,22 @@ def test_apply_writes_the_best_and_keeps_the_global_batch(
     assert mine.read_text(encoding="utf-8").endswith("# the last line\n")
 
 
+def test_a_second_plan_for_several_nodes_keeps_the_global_batch(
+    bare_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`launch.num_ranks`, which --apply writes, is of one node."""
+    mine, cluster = tmp_path / "mine.yaml", parse_cluster("2x2x8GB")
+    text = bare_recipe.read_text(encoding="utf-8")
+    assert "num_ranks: 1" in text
+    mine.write_text(text.replace("num_ranks: 1", "num_ranks: null"), encoding="utf-8")
+    sizes = [Costing(load_recipe(mine), cluster).global_batch_size]
+    for _ in range(2):
+        assert call(monkeypatch, str(mine), "--gpus", "2x2x8GB", "--apply") == 0
+        assert load_recipe(mine).launch.num_ranks == 2
+        sizes.append(Costing(load_recipe(mine), cluster).global_batch_size)
+    assert sizes == [16, 16, 16]
+
+
 def test_only_what_trains_is_charged(plan: Plan) -> None:
     """Masters and moments of AdamW: 12 bytes for each weight that trains; dense masters for a mask."""
     model = tiny_sizes(plan)
