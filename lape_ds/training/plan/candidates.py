@@ -83,10 +83,11 @@ class Candidate:
     Attributes:
         method: As `method_names` calls it.
         setting: What a plan may choose.
-        gpu: Bytes of the fullest GPU, by kind.
+        gpu: Bytes of the fullest GPU, by kind. Where there is none, a rank's, what it offloads included.
         peak: Of them, what is there at the worst moment of a step.
-        host: Bytes on each node.
+        host: Bytes that offload moves to each node.
         usable: Bytes of a GPU that tensors may take.
+        host_memory: Bytes that a node has for it; None where that is not known.
         communication: Bytes that each GPU sends in a step.
         seconds: Of a step, estimated.
         tokens: Of a step.
@@ -98,14 +99,20 @@ class Candidate:
     peak: int
     host: int
     usable: int
+    host_memory: int | None
     communication: int
     seconds: float
     tokens: int
 
     @property
     def fits(self) -> bool:
-        """Whether a GPU has room for the worst moment."""
-        return self.peak <= self.usable
+        """Whether a GPU has room for the worst moment, and its node for what is offloaded, if that is known."""
+        return self.peak <= self.usable and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        """The latter alone."""
+        return self.host_memory is None or self.host <= self.host_memory
 
     @property
     def tokens_per_second(self) -> float:
@@ -160,7 +167,9 @@ class Costing:
         state = largest_state_bytes(profile.contents, layout)
         gathers = self._gathers(profile, layout) if layout.stage == 3 else Gathers(0, 0)
         gpu = self._bytes(profile, setting, layout, state, gathers)
-        resting = sum(gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "anchor"))
+        resting = sum(
+            gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "offloaded", "anchor")
+        )
         passing = gpu["buckets"] + gpu["gathers"] + gpu["activations"] + max(gpu["logits"], gpu["working"])
         sent, seconds = self._time(profile, setting, layout, state, gathers)
         return Candidate(
@@ -170,6 +179,7 @@ class Costing:
             peak=resting + max(passing, gpu["step"]),
             host=state.host * self.cluster.gpus_per_node,
             usable=self.cluster.usable,
+            host_memory=self.cluster.host_memory,
             communication=sent,
             seconds=seconds,
             tokens=self.global_batch_size * profile.block_length,
@@ -214,6 +224,7 @@ class Costing:
         start = 0 if layout.offloads_optimizer or not anchor.l2 else state.masters or state.weights
         return {
             **state.on_gpu(layout),
+            "offloaded": 0 if self.cluster.gpu else state.host,  # into the same memory
             "buckets": state.buckets + (state.copies if layout.stage >= 2 else 0),
             "gathers": self.element_size * gathers.live,
             "activations": int(profile.saved.of(blocks)) + profile.head.kept_bytes(tokens),

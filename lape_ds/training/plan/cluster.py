@@ -53,12 +53,14 @@ class Cluster:
         gpus_per_node: GPUs of each, and ranks.
         memory: Bytes of one GPU; of a machine without one, what each rank may take.
         gpu: Its name, as torch gives it.
+        host_memory: Bytes of a node for what offload moves there; None where it is not known, or is `memory` itself.
     """
 
     nodes: int
     gpus_per_node: int
     memory: int
     gpu: str = _ASSUMED_GPU
+    host_memory: int | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -118,7 +120,8 @@ def gpus_here() -> Cluster | None:
     if not torch.cuda.is_available():
         return None
     found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return Cluster(1, len(found), min(gpu.total_memory for gpu in found), found[0].name)
+    memory = min(gpu.total_memory for gpu in found)
+    return Cluster(1, len(found), memory, found[0].name, host_memory=psutil.virtual_memory().available)
 
 
 def this_machine(num_ranks: int | None) -> Cluster:

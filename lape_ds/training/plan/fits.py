@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from torch import Tensor
@@ -34,15 +35,22 @@ def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cl
     found = planned(recipe, train, neurons, cluster)
     if found is None or found.fits:
         return
-    kind = max(found.gpu, key=lambda name: found.gpu[name])
-    what = "a GPU" if cluster.gpu else "a rank"
-    told = (
-        f"by the plan this setting takes {readable_bytes(found.peak)} of {what} that has {readable_bytes(cluster.memory)} "
-        f"({kind} {readable_bytes(found.gpu[kind])}); `lape-ds plan` names settings that fit"
-    )
-    if _CERTAIN * found.peak > cluster.memory:
+    told = f"{_misfit(found, cluster)}; `lape-ds plan` names settings that fit"
+    if _CERTAIN * found.peak > cluster.memory or _CERTAIN * found.host > (found.host_memory or math.inf):
         raise UserError(told)
     print(f"warning: {told}", file=sys.stderr)
+
+
+def _misfit(found: Candidate, cluster: Cluster) -> str:
+    if not found.fits_host:
+        there = readable_bytes(found.host_memory or 0)
+        return f"by the plan offload takes {readable_bytes(found.host)} of a node that has {there} of host memory left"
+    kind = max(found.gpu, key=lambda name: found.gpu[name])
+    what = "a GPU" if cluster.gpu else "a rank"
+    return (
+        f"by the plan this setting takes {readable_bytes(found.peak)} of {what} that has {readable_bytes(cluster.memory)} "
+        f"({kind} {readable_bytes(found.gpu[kind])})"
+    )
 
 
 def planned(
