@@ -7,7 +7,7 @@ import sys
 
 from torch import Tensor
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, first_line
 from lape_ds.model.ffn import is_mixture
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import readable_bytes
@@ -21,7 +21,9 @@ _CERTAIN = 0.9
 
 
 def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster) -> None:
-    """Refuses a setting that cannot fit by the plan, and warns of one that may not. Mixtures of experts are not planned.
+    """Refuses a setting that cannot fit by the plan, and warns of one that may not, as `launch.check_memory` has it.
+
+    Mixtures of experts are not planned. A plan that fails is our fault and no reason to stop a run: it is told, and that is all.
 
     Args:
         recipe: The recipe.
@@ -30,14 +32,28 @@ def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cl
         cluster: What it is about to run on.
 
     Raises:
-        UserError: It cannot fit.
+        UserError: It cannot fit, and is to be refused.
     """
-    found = planned(recipe, train, neurons, cluster)
+    if recipe.launch.check_memory == "off":
+        return
+    try:
+        found = planned(recipe, train, neurons, cluster)
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, training does not need it
+        print(
+            f"warning: the plan fails, so nothing is known of the memory that a step takes ({type(error).__name__}: "
+            f"{first_line(error)})",
+            file=sys.stderr,
+        )
+        return
     if found is None or found.fits:
         return
     told = f"{_misfit(found, cluster)}; `lape-ds plan` names settings that fit"
-    if _CERTAIN * found.peak > cluster.memory or _CERTAIN * found.host > (found.host_memory or math.inf):
-        raise UserError(told)
+    host_memory = math.inf if found.host_memory is None else found.host_memory
+    certain = _CERTAIN * found.peak > cluster.memory or _CERTAIN * found.host > host_memory
+    if certain and recipe.launch.check_memory == "refuse":
+        raise UserError(f"{told}, and launch.check_memory=warn tries this one")
     print(f"warning: {told}", file=sys.stderr)
 
 

@@ -31,12 +31,32 @@ def test_refused_warned_or_silent(
     cluster = Cluster(1, 2, int(memory * found.peak), gpu="")
     if outcome == "refused":
         with pytest.raises(
-            UserError, match=r"^by the plan this setting takes .*B of a rank that has .*`lape-ds plan`"
+            UserError,
+            match=r"^by the plan this setting takes .*B of a rank that has .*`lape-ds plan`.*, and launch.check_memory=warn",
         ):
             check_memory(recipe, recipe.train, neurons, cluster)
         return
     check_memory(recipe, recipe.train, neurons, cluster)
     assert ("warning: by the plan" in capsys.readouterr().err) == (outcome == "warned")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"), [("warn", "warning: by the plan this setting takes"), ("off", "")]
+)
+def test_a_refusal_can_be_passed_by(
+    tiny_recipe: Path, setting: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(tiny_recipe, ["train.method=full", f"launch.check_memory={setting}"])
+    check_memory(recipe, recipe.train, None, Cluster(1, 2, 1000, gpu=""))
+    told = capsys.readouterr().err
+    assert told.startswith(words) if words else not told
+
+
+def test_a_plan_that_fails_stops_nothing(tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For want of neurons, which is our fault: the caller's."""
+    recipe, cluster = load_recipe(tiny_recipe), Cluster(1, 2, 1000, gpu="")
+    check_memory(recipe, recipe.train, None, cluster)
+    assert "warning: the plan fails, so nothing is known of the memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
