@@ -28,6 +28,7 @@ from lape_ds.training.metrics import read_metrics
 from lape_ds.training.plan.candidates import Candidate, Setting
 from lape_ds.training.plan.cluster import this_machine
 from lape_ds.training.plan.command import keep_setting, make_plans
+from lape_ds.training.plan.fits import REFUSAL
 from lape_ds.training.plan.methods import name_of, subject
 from lape_ds.training.stopping import STOPPED
 from lape_ds.writing import write_json
@@ -186,7 +187,7 @@ def _run(
 
 
 def _failure(code: int, log_text: str, log: Path) -> str | None:
-    """Why a candidate has no speed: out of memory, or something else that its log tells. None if it ran.
+    """Why a candidate has no speed: not memory enough, or something else that its log tells. None if it ran.
 
     Raises:
         UserError: The recipe must be mended, which no candidate would survive.
@@ -202,6 +203,9 @@ def _failure(code: int, log_text: str, log: Path) -> str | None:
     if code == _KILLED:
         return f"killed, as Linux does when memory runs out (see {log})"
     mistakes = [line for line in log_text.splitlines() if line.startswith("error: ")]
+    refused = [line for line in mistakes if line.endswith(REFUSAL)]
+    if refused:  # there is less room than when the plan was made
+        return f"not begun: {refused[0].removeprefix('error: ')}"
     if code == 2 and mistakes:
         raise UserError(mistakes[0].removeprefix("error: "))
     return f"ended with exit code {code} (see {log})"

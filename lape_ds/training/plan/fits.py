@@ -18,6 +18,7 @@ from lape_ds.training.plan.profile import profile
 
 # The plan is held to a live engine within 10 % (tests/training/plan): what is over by more cannot fit.
 _CERTAIN = 0.9
+REFUSAL = ", and launch.check_memory=warn tries this one"  # how one ends
 
 
 def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster) -> None:
@@ -53,7 +54,7 @@ def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cl
     host_memory = math.inf if found.host_memory is None else found.host_memory
     certain = _CERTAIN * found.peak > cluster.memory or _CERTAIN * found.host > host_memory
     if certain and recipe.launch.check_memory == "refuse":
-        raise UserError(f"{told}, and launch.check_memory=warn tries this one")
+        raise UserError(f"{told}{REFUSAL}")
     print(f"warning: {told}", file=sys.stderr)
 
 
