@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe
-from lape_ds.training.memory import Layout, StateBytes, largest_state_bytes, layout_by
+from lape_ds.training.memory import Contents, Layout, StateBytes, largest_state_bytes, layout_by
 from lape_ds.training.plan.cluster import (
     GPU_MEMORY_BANDWIDTH,
     HOST_BANDWIDTH,
@@ -22,7 +22,7 @@ from lape_ds.training.plan.cluster import (
 )
 from lape_ds.training.plan.gathers import Gathers, follow
 from lape_ds.training.plan.profile import KINDS, Checkpointing, Profile
-from lape_ds.training.zero import engine_config
+from lape_ds.training.zero import engine_config, with_fitting_buckets
 
 Offload = Literal["none", "cpu"]
 # Estimates closer than this are taken for equal.
@@ -163,7 +163,7 @@ class Costing:
 
     def candidate(self, method: str, profile: Profile, setting: Setting) -> Candidate:
         """What a setting costs."""
-        layout = self.layout(setting)
+        layout = self.layout(setting, profile.contents)
         state = largest_state_bytes(profile.contents, layout)
         gathers = self._gathers(profile, layout) if layout.stage == 3 else Gathers(0, 0)
         gpu = self._bytes(profile, setting, layout, state, gathers)
@@ -199,10 +199,10 @@ class Costing:
             extra=_planned(recipe.deepspeed.config),
         )
 
-    def layout(self, setting: Setting) -> Layout:
+    def layout(self, setting: Setting, contents: Contents) -> Layout:
         """How DeepSpeed then spreads the state."""
         return layout_by(
-            self.config(setting),
+            with_fitting_buckets(self.config(setting), contents.num_stepped),
             world_size=self.cluster.num_ranks,
             element_size=self.element_size,
             optimizer=self.recipe.train.optimizer.name,
