@@ -85,7 +85,7 @@ def show(plan: Plan, *, everything: bool, console: Console | None = None) -> Non
     columns = {
         heading: cell
         for heading, cell in _COLUMNS.items()
-        if console.width >= 96 or heading not in _ONLY_WHEN_WIDE
+        if console.width >= _WIDTH or heading not in _ONLY_WHEN_WIDE
     }
     for heading in columns:
         left = heading in ("method", "ZeRO,\non host")
@@ -236,7 +236,7 @@ _ONLY_WHEN_WIDE = (
     "layer,\nlogits",
     "sent",
     "hours",
-)  # a terminal of less than 96 columns does without
+)  # a narrower terminal does without
 
 
 def _misfits(plan: Plan) -> list[str]:
