@@ -24,7 +24,7 @@ from lape_ds.model.ffn import full_shape
 from lape_ds.recipe import DeepSpeedSection, Recipe
 from lape_ds.subnetwork.masked import masked_config
 
-_DEFAULT_BUCKET = int(DeepSpeedZeroConfig().reduce_bucket_size)
+_DEFAULT_BUCKET = int(DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default)
 
 
 def check_offload(section: DeepSpeedSection) -> None:
