@@ -351,6 +351,9 @@ class LaunchSection(Section):
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
     timeout_minutes: PositiveFloat = 10.0  # how long ranks wait for each other to start
+    check_memory: Literal["refuse", "warn", "off"] = (
+        "refuse"  # what to do where by the plan a step cannot fit
+    )
 
 
 class EvalSection(Section):

@@ -129,8 +129,6 @@ def _run(training: Training, stop: StopRequest) -> int:
 
 def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
     """A training that leaves no checkpoint; a rank without memory says so and goes, and the launcher stops the others."""
-    import torch
-
     from lape_ds.recipe import load_recipe
 
     recipe = load_recipe(arguments[0], arguments[1:])
@@ -143,18 +141,18 @@ def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
         training = set_up(recipe)
         training.keep_checkpoints = False
         return 0 if run_training(training, stop) else STOPPED
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator has no exception of its own.
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         print(f"{OUT_OF_MEMORY}{' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
         leave(1)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out on this rank or, by what `together` raises here, on another."""
+    # torch's CPU allocator has no exception of its own, and `together` keeps no more of one than its name and text.
+    words = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:

@@ -231,7 +231,7 @@ def _gradients(contents: Contents, layout: Layout, own: int) -> int:
 
 
 def _buckets(layout: Layout) -> int:
-    """They have their full size however little trains."""
+    """They have their full size however little is in them (zero.py sees to it that they are no larger than need be)."""
     zero, size = layout.zero, layout.element_size
     if layout.stage == 0 or layout.uses_bf16_optimizer or not zero.contiguous_gradients:
         return 0

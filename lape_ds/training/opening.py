@@ -15,7 +15,7 @@ from lape_ds.runlog import write_run_json
 from lape_ds.training.checkpoint import LORA_R
 from lape_ds.training.loop import Training
 from lape_ds.training.memory import contents_of, describe_memory
-from lape_ds.training.ranks import world_size
+from lape_ds.training.ranks import ranks_here, world_size
 from lape_ds.training.restarts import goes_on, mark_begun
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.writing import told_if_unwritable
@@ -64,9 +64,9 @@ def _tell_what_differs(training: Training) -> None:
             f"{recipe.train.max_steps:,} is not reached; raise train.epochs for more",
             file=sys.stderr,
         )
-    if recipe.launch.num_ranks is not None and recipe.launch.num_ranks != world_size():
+    if recipe.launch.num_ranks is not None and recipe.launch.num_ranks != ranks_here():
         print(
-            f"running on {world_size()} ranks, the recipe's launch.num_ranks is {recipe.launch.num_ranks}",
+            f"running on {ranks_here()} ranks a node, the recipe's launch.num_ranks is {recipe.launch.num_ranks}",
             file=sys.stderr,
         )
     step = training.state.step

@@ -7,14 +7,12 @@ host; what they saw is gathered, so that all come to the same refusal, and one o
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -30,14 +28,14 @@ from lape_ds.subnetwork.adapters import lora_weights_per_r
 from lape_ds.subnetwork.entries import entry_masks
 from lape_ds.training.heartbeat_hub import name_ranks
 from lape_ds.training.inputs import Inputs
-from lape_ds.training.plan.cluster import Cluster, this_machine
+from lape_ds.training.memory import MOMENTS
+from lape_ds.training.plan.cluster import cluster_of_job, gpus_here
 from lape_ds.training.plan.fits import check_memory
-from lape_ds.training.ranks import by_first, gather, local_rank, rank, together, world_size
+from lape_ds.training.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.writing import check_writable, told_if_unwritable
 
 _SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
 _MORE_CHECKPOINTS = 2  # best, and the one that is being written
-_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}  # fp32 values beside the master
 
 
 def preflight(recipe: Recipe, folder: Path) -> str:
@@ -74,13 +72,11 @@ def check_inputs(recipe: Recipe, folder: Path, inputs: Inputs) -> None:
     _check_same(inputs.identity, same)
     _check_same(texts if local_rank() == 0 else None, same)
     by_first(lambda: _check_disk(recipe, _num_trained(folder, inputs)))
-    by_first(lambda: check_memory(recipe, inputs.train, inputs.neurons, _cluster()))
-
-
-def _cluster() -> Cluster:
-    """The nodes of this job, each taken for one like the first rank's."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return replace(this_machine(ranks_here), nodes=max(1, world_size() // ranks_here))
+    by_first(
+        lambda: check_memory(
+            recipe, inputs.train, inputs.neurons, cluster_of_job(gpus_here(), world_size(), ranks_here())
+        )
+    )
 
 
 def _check_same(found: Mapping[str, str] | None, advice: str) -> None:
@@ -234,7 +230,7 @@ def _num_trained(folder: Path, inputs: Inputs) -> int:
 
 def _check_disk(recipe: Recipe, num_trained: int) -> None:
     run_dir = recipe.run_dir
-    size = 4 * (1 + _STATES[recipe.train.optimizer.name])
+    size = 4 * (1 + MOMENTS[recipe.train.optimizer.name])
     there: Sequence[Path] = list(run_dir.glob("checkpoints/step-*"))
     more = max(1, recipe.train.keep_checkpoints + _MORE_CHECKPOINTS - len(there))
     place = next(place for place in _upwards(run_dir) if place.is_dir())

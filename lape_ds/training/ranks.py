@@ -1,7 +1,7 @@
 """The ranks of a training: start, what they must agree on, end.
 
-Beside the loop. Every function here but `rank`, `world_size`, `local_rank`, `fail` and `tell_stopped` is collective: all ranks
-must enter it.
+Beside the loop. Every function here but `fail`, `tell_stopped` and those that give a rank's numbers is collective: all ranks must
+enter it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def world_size() -> int:
 def local_rank() -> int:
     """Number of this process on its node."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def ranks_here() -> int:
+    """Number of processes of this node: as torchrun, Slurm and our launcher say it, or DeepSpeed's."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def join(timeout_minutes: float = 10) -> None:
@@ -110,11 +115,10 @@ def start() -> None:
 def share_cores() -> None:
     """Without a GPU the ranks of a node share its cores; each taking all of them is several times slower."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         own = os.environ.get(
             "SLURM_CPUS_PER_TASK"
         )  # to which Slurm may bind a task, so that it sees no others
-        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(int(own) if own else max(1, len(os.sched_getaffinity(0)) // ranks_here()))
 
 
 def end() -> None:

@@ -21,12 +21,14 @@ from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.runlog import readable_bytes, surroundings
 from lape_ds.training.launch import launcher_command, slots_of_workers
+from lape_ds.training.launchers import slurm
 from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.main import OUT_OF_MEMORY
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.plan.candidates import Candidate, Setting
 from lape_ds.training.plan.cluster import this_machine
 from lape_ds.training.plan.command import keep_setting, make_plans
+from lape_ds.training.plan.fits import REFUSAL
 from lape_ds.training.plan.methods import name_of, subject
 from lape_ds.training.stopping import STOPPED
 from lape_ds.writing import write_json
@@ -82,8 +84,13 @@ def tune_command(
         json_file: The record; None: `tune.json` in the scratch folder.
 
     Raises:
-        UserError: The plan finds nothing that fits, no candidate ran, or their losses differ.
+        UserError: There are several nodes, the plan finds nothing that fits, no candidate ran, or their losses differ.
     """
+    if slurm.num_nodes() > 1:
+        raise UserError(
+            f"`lape-ds tune` measures on one machine, and this Slurm job has {slurm.num_nodes()} nodes: run it in a job of one "
+            "node, and take `lape-ds plan --gpus` for several"
+        )
     chosen = best_candidates(recipe, candidates)
     trials = run_trials(recipe, recipe_path, overrides, chosen, steps=steps)
     difference = largest_difference(trials)
@@ -179,7 +186,7 @@ def _run(
 
 
 def _failure(code: int, log_text: str, log: Path) -> str | None:
-    """Why a candidate has no speed: out of memory, or something else that its log tells. None if it ran.
+    """Why a candidate has no speed: not memory enough, or something else that its log tells. None if it ran.
 
     Raises:
         UserError: The recipe must be mended, which no candidate would survive.
@@ -195,6 +202,9 @@ def _failure(code: int, log_text: str, log: Path) -> str | None:
     if code == _KILLED:
         return f"killed, as Linux does when memory runs out (see {log})"
     mistakes = [line for line in log_text.splitlines() if line.startswith("error: ")]
+    refused = [line for line in mistakes if line.endswith(REFUSAL)]
+    if refused:  # there is less room than when the plan was made
+        return f"not begun: {refused[0].removeprefix('error: ')}"
     if code == 2 and mistakes:
         raise UserError(mistakes[0].removeprefix("error: "))
     return f"ended with exit code {code} (see {log})"

@@ -15,12 +15,16 @@ from typing import Any, Literal
 import deepspeed
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder  # type: ignore[attr-defined]
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
 
 from lape_ds.errors import UserError
 from lape_ds.model.experts import unhook_activations
+from lape_ds.model.ffn import full_shape
 from lape_ds.recipe import DeepSpeedSection, Recipe
 from lape_ds.subnetwork.masked import masked_config
+
+_DEFAULT_BUCKET = int(DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default)
 
 
 def check_offload(section: DeepSpeedSection) -> None:
@@ -126,6 +130,22 @@ def engine_config(
     return masked_config(_merged(config, extra))
 
 
+def with_fitting_buckets(config: Mapping[str, Any], num_stepped: int) -> dict[str, Any]:
+    """The configuration with reduce buckets no larger than all that is reduced, unless it says how large they are.
+
+    DeepSpeed makes them at their full size, 500 M elements, however little trains. One that all gradients go into at once is as
+    good as a larger one.
+
+    Args:
+        config: DeepSpeed's configuration.
+        num_stepped: Elements of all weights that the optimizer is given.
+    """
+    zero = config["zero_optimization"]
+    if "reduce_bucket_size" in zero or num_stepped >= _DEFAULT_BUCKET:
+        return dict(config)
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": max(1, num_stepped)}}
+
+
 def _merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in extra.items():
@@ -142,6 +162,8 @@ def initialize(
     Every rank must enter this together.
     """
     unhook_activations(model)
+    stepped = [param for group in optimizer.param_groups for param in group["params"]]
+    config = with_fitting_buckets(config, sum(full_shape(param).numel() for param in stepped))
     with _no_step(optimizer):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lape_ds.errors import Diverged, UserError
+from lape_ds.training.main import is_out_of_memory
 from lape_ds.training.ranks import end, rank, start, together
 
 
@@ -25,6 +27,11 @@ def main() -> None:
     with pytest.raises(RuntimeError, match=r"^rank 1 on .*: KeyError: 'a bug'$") as bug:
         together(lambda: raise_on(1, KeyError("a bug")))
     assert isinstance(bug.value.__cause__, KeyError) == (rank() == 1), "its traceback is not lost"
+    assert not is_out_of_memory(bug.value)
+    for shortage in (torch.OutOfMemoryError("CUDA out of memory. Tried …"), MemoryError()):
+        with pytest.raises(RuntimeError) as lost:
+            together(lambda error=shortage: raise_on(1, error))
+        assert is_out_of_memory(lost.value), "also where it is not this rank's"
     assert together(rank) == rank()
     end()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.plan.candidates import Setting
 from lape_ds.training.tune import (
@@ -61,18 +62,33 @@ def test_the_fastest_is_measured_and_kept(
 
 
 def test_a_candidate_without_memory_is_a_result(mine: Path) -> None:
-    """A bucket of 40 TB, which stage 2 makes on both ranks in its first backward, and stage 0 never."""
+    """A bucket of 40 TB, which stage 2 makes on both ranks in its first backward, and stage 0 never.
+
+    Refused by the check at the start of a training, and found where that is told to warn.
+    """
     overrides = ["deepspeed.config={zero_optimization: {reduce_bucket_size: 10000000000000}}"]
     recipe = load_recipe(mine, overrides)
     fitting = next(one for one in best_candidates(recipe, 10) if one.setting.zero_stage == 0)
     too_big = replace(fitting, setting=replace(fitting.setting, zero_stage=2))
-    failed, ran = run_trials(recipe, str(mine), overrides, [too_big, fitting], steps=STEPS)
+    refused, ran = run_trials(recipe, str(mine), overrides, [too_big, fitting], steps=STEPS)
+    (failed,) = run_trials(
+        recipe, str(mine), [*overrides, "launch.check_memory=warn"], [too_big], steps=STEPS
+    )
+    assert refused.failure is not None
+    assert refused.failure.startswith("not begun: ")
+    assert "by the plan this setting takes" in refused.failure
     assert failed.failure is not None
     assert failed.failure.startswith("out of memory: ")
     assert "40000000000000 bytes" in failed.failure
     assert failed.tokens_per_second is None
     assert ran.failure is None, "and the next one is run"
-    assert fastest_of([failed, ran]) is ran
+    assert fastest_of([refused, failed, ran]) is ran
+
+
+def test_a_job_of_several_nodes_is_refused(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(UserError, match="measures on one machine, and this Slurm job has 2 nodes"):
+        tune_command(load_recipe(mine), str(mine), [], candidates=1, steps=1, apply=False, json_file=None)
 
 
 def test_other_losses_are_seen() -> None:

@@ -11,7 +11,7 @@ import pytest
 from lape_ds.errors import UserError
 from lape_ds.recipe import DeepSpeedSection, load_recipe
 from lape_ds.training import zero
-from lape_ds.training.zero import check_offload, check_version, engine_config
+from lape_ds.training.zero import check_offload, check_version, engine_config, with_fitting_buckets
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -59,6 +59,17 @@ def test_a_users_block_is_merged_key_by_key() -> None:
         "zero_optimization": {"reduce_bucket_size": 9, "zero_hpz_partition_size": 2},
         "comms_logger": {"enabled": True},
     }
+
+
+def test_buckets_are_as_large_as_what_is_reduced() -> None:
+    """DeepSpeed's own 500 M elements at most; a user's size stays, also beside the same number of weights."""
+    sizes = [
+        with_fitting_buckets(config(), number)["zero_optimization"].get("reduce_bucket_size")
+        for number in (0, 1, 3_000_000, 500_000_000, 10**10)
+    ]
+    assert sizes == [1, 1, 3_000_000, None, None]
+    own = config(extra={"zero_optimization": {"reduce_bucket_size": 9}})
+    assert with_fitting_buckets(own, 3_000_000) == own
 
 
 def test_the_masked_optimizer_is_let_in() -> None:

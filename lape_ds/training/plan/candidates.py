@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe
-from lape_ds.training.memory import Layout, StateBytes, largest_state_bytes, layout_by
+from lape_ds.training.memory import Contents, Layout, StateBytes, largest_state_bytes, layout_by
 from lape_ds.training.plan.cluster import (
     GPU_MEMORY_BANDWIDTH,
     HOST_BANDWIDTH,
@@ -22,7 +22,7 @@ from lape_ds.training.plan.cluster import (
 )
 from lape_ds.training.plan.gathers import Gathers, follow
 from lape_ds.training.plan.profile import KINDS, Checkpointing, Profile
-from lape_ds.training.zero import engine_config
+from lape_ds.training.zero import engine_config, with_fitting_buckets
 
 Offload = Literal["none", "cpu"]
 # Estimates closer than this are taken for equal.
@@ -83,10 +83,11 @@ class Candidate:
     Attributes:
         method: As `method_names` calls it.
         setting: What a plan may choose.
-        gpu: Bytes of the fullest GPU, by kind.
+        gpu: Bytes of the fullest GPU, by kind. Where there is none, a rank's, what it offloads included.
         peak: Of them, what is there at the worst moment of a step.
-        host: Bytes on each node.
+        host: Bytes that offload moves to each node.
         usable: Bytes of a GPU that tensors may take.
+        host_memory: Bytes that a node has for it; None where that is not known.
         communication: Bytes that each GPU sends in a step.
         seconds: Of a step, estimated.
         tokens: Of a step.
@@ -98,14 +99,20 @@ class Candidate:
     peak: int
     host: int
     usable: int
+    host_memory: int | None
     communication: int
     seconds: float
     tokens: int
 
     @property
     def fits(self) -> bool:
-        """Whether a GPU has room for the worst moment."""
-        return self.peak <= self.usable
+        """Whether a GPU has room for the worst moment, and its node for what is offloaded, if that is known."""
+        return self.peak <= self.usable and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        """The latter alone."""
+        return self.host_memory is None or self.host <= self.host_memory
 
     @property
     def tokens_per_second(self) -> float:
@@ -128,9 +135,10 @@ class Costing:
 
     @cached_property
     def global_batch_size(self) -> int:
-        """Blocks of a step: as the recipe has them on its ranks, or on these if it does not say how many."""
-        train, ranks = self.recipe.train, self.recipe.launch.num_ranks
-        return train.micro_batch_size * train.gradient_accumulation_steps * (ranks or self.cluster.num_ranks)
+        """Blocks of a step: as the recipe has them on so many nodes, or with these ranks if it does not say how many."""
+        train, cluster = self.recipe.train, self.cluster
+        ranks = cluster.nodes * (self.recipe.launch.num_ranks or cluster.gpus_per_node)
+        return train.micro_batch_size * train.gradient_accumulation_steps * ranks
 
     def settings(self) -> list[Setting]:
         """All that keep the global batch.
@@ -155,11 +163,13 @@ class Costing:
 
     def candidate(self, method: str, profile: Profile, setting: Setting) -> Candidate:
         """What a setting costs."""
-        layout = self.layout(setting)
+        layout = self.layout(setting, profile.contents)
         state = largest_state_bytes(profile.contents, layout)
         gathers = self._gathers(profile, layout) if layout.stage == 3 else Gathers(0, 0)
         gpu = self._bytes(profile, setting, layout, state, gathers)
-        resting = sum(gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "anchor"))
+        resting = sum(
+            gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "offloaded", "anchor")
+        )
         passing = gpu["buckets"] + gpu["gathers"] + gpu["activations"] + max(gpu["logits"], gpu["working"])
         sent, seconds = self._time(profile, setting, layout, state, gathers)
         return Candidate(
@@ -169,6 +179,7 @@ class Costing:
             peak=resting + max(passing, gpu["step"]),
             host=state.host * self.cluster.gpus_per_node,
             usable=self.cluster.usable,
+            host_memory=self.cluster.host_memory,
             communication=sent,
             seconds=seconds,
             tokens=self.global_batch_size * profile.block_length,
@@ -188,10 +199,10 @@ class Costing:
             extra=_planned(recipe.deepspeed.config),
         )
 
-    def layout(self, setting: Setting) -> Layout:
+    def layout(self, setting: Setting, contents: Contents) -> Layout:
         """How DeepSpeed then spreads the state."""
         return layout_by(
-            self.config(setting),
+            with_fitting_buckets(self.config(setting), contents.num_stepped),
             world_size=self.cluster.num_ranks,
             element_size=self.element_size,
             optimizer=self.recipe.train.optimizer.name,
@@ -213,6 +224,7 @@ class Costing:
         start = 0 if layout.offloads_optimizer or not anchor.l2 else state.masters or state.weights
         return {
             **state.on_gpu(layout),
+            "offloaded": 0 if self.cluster.gpu else state.host,  # into the same memory
             "buckets": state.buckets + (state.copies if layout.stage >= 2 else 0),
             "gathers": self.element_size * gathers.live,
             "activations": int(profile.saved.of(blocks)) + profile.head.kept_bytes(tokens),

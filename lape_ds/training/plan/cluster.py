@@ -5,9 +5,10 @@ Beside the profile. Memory decides what fits; the speeds below only rank what fi
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -52,12 +53,14 @@ class Cluster:
         gpus_per_node: GPUs of each, and ranks.
         memory: Bytes of one GPU; of a machine without one, what each rank may take.
         gpu: Its name, as torch gives it.
+        host_memory: Bytes of a node for what offload moves there; None where it is not known, or is `memory` itself.
     """
 
     nodes: int
     gpus_per_node: int
     memory: int
     gpu: str = _ASSUMED_GPU
+    host_memory: int | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -117,7 +120,8 @@ def gpus_here() -> Cluster | None:
     if not torch.cuda.is_available():
         return None
     found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return Cluster(1, len(found), min(gpu.total_memory for gpu in found), found[0].name)
+    memory = min(gpu.total_memory for gpu in found)
+    return Cluster(1, len(found), memory, found[0].name, host_memory=psutil.virtual_memory().available)
 
 
 def this_machine(num_ranks: int | None) -> Cluster:
@@ -128,6 +132,19 @@ def this_machine(num_ranks: int | None) -> Cluster:
     """
     gpus = gpus_here()
     if gpus is None:
-        ranks = num_ranks or 1
-        return Cluster(1, ranks, psutil.virtual_memory().available // ranks, gpu="")
-    return Cluster(1, min(num_ranks or gpus.gpus_per_node, gpus.gpus_per_node), gpus.memory, gpus.gpu)
+        return cluster_of_job(None, num_ranks or 1, num_ranks or 1)
+    return replace(gpus, gpus_per_node=min(num_ranks or gpus.gpus_per_node, gpus.gpus_per_node))
+
+
+def cluster_of_job(gpus: Cluster | None, num_ranks: int, ranks_here: int) -> Cluster:
+    """What a job runs on that has started: nodes like this one, with a GPU for each rank.
+
+    Args:
+        gpus: Those that this rank sees: all of its node, or its own alone, as Slurm may have it.
+        num_ranks: All ranks.
+        ranks_here: Those of this node.
+    """
+    nodes = math.ceil(num_ranks / ranks_here)
+    if gpus is None:
+        return Cluster(nodes, ranks_here, psutil.virtual_memory().available // ranks_here, gpu="")
+    return replace(gpus, nodes=nodes, gpus_per_node=ranks_here)

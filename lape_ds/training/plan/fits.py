@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from torch import Tensor
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, first_line
 from lape_ds.model.ffn import is_mixture
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import readable_bytes
@@ -17,10 +18,13 @@ from lape_ds.training.plan.profile import profile
 
 # The plan is held to a live engine within 10 % (tests/training/plan): what is over by more cannot fit.
 _CERTAIN = 0.9
+REFUSAL = ", and launch.check_memory=warn tries this one"  # how one ends
 
 
 def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster) -> None:
-    """Refuses a setting that cannot fit by the plan, and warns of one that may not. Mixtures of experts are not planned.
+    """Refuses a setting that cannot fit by the plan, and warns of one that may not, as `launch.check_memory` has it.
+
+    Mixtures of experts are not planned. A plan that fails is our fault and no reason to stop a run: it is told, and that is all.
 
     Args:
         recipe: The recipe.
@@ -29,20 +33,41 @@ def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cl
         cluster: What it is about to run on.
 
     Raises:
-        UserError: It cannot fit.
+        UserError: It cannot fit, and is to be refused.
     """
-    found = planned(recipe, train, neurons, cluster)
+    if recipe.launch.check_memory == "off":
+        return
+    try:
+        found = planned(recipe, train, neurons, cluster)
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, training does not need it
+        print(
+            f"warning: the plan fails, so nothing is known of the memory that a step takes ({type(error).__name__}: "
+            f"{first_line(error)})",
+            file=sys.stderr,
+        )
+        return
     if found is None or found.fits:
         return
+    told = f"{_misfit(found, cluster)}; `lape-ds plan` names settings that fit"
+    host_memory = math.inf if found.host_memory is None else found.host_memory
+    certain = _CERTAIN * found.peak > cluster.memory or _CERTAIN * found.host > host_memory
+    if certain and recipe.launch.check_memory == "refuse":
+        raise UserError(f"{told}{REFUSAL}")
+    print(f"warning: {told}", file=sys.stderr)
+
+
+def _misfit(found: Candidate, cluster: Cluster) -> str:
+    if not found.fits_host:
+        there = readable_bytes(found.host_memory or 0)
+        return f"by the plan offload takes {readable_bytes(found.host)} of a node that has {there} of host memory left"
     kind = max(found.gpu, key=lambda name: found.gpu[name])
     what = "a GPU" if cluster.gpu else "a rank"
-    told = (
+    return (
         f"by the plan this setting takes {readable_bytes(found.peak)} of {what} that has {readable_bytes(cluster.memory)} "
-        f"({kind} {readable_bytes(found.gpu[kind])}); `lape-ds plan` names settings that fit"
+        f"({kind} {readable_bytes(found.gpu[kind])})"
     )
-    if _CERTAIN * found.peak > cluster.memory:
-        raise UserError(told)
-    print(f"warning: {told}", file=sys.stderr)
 
 
 def planned(

@@ -85,7 +85,7 @@ def show(plan: Plan, *, everything: bool, console: Console | None = None) -> Non
     columns = {
         heading: cell
         for heading, cell in _COLUMNS.items()
-        if console.width >= 96 or heading not in _ONLY_WHEN_WIDE
+        if console.width >= _WIDTH or heading not in _ONLY_WHEN_WIDE
     }
     for heading in columns:
         left = heading in ("method", "ZeRO,\non host")
@@ -131,7 +131,8 @@ def markdown_file(plans: Sequence[Plan], *, command: str, everything: bool) -> s
     """Several clusters in one file, with what they have in common said once."""
     first = plans[0]
     parts = [
-        f"**{_subject_line(first)}: PLAN, nothing was run.** All sizes in GB (10^9 bytes) of the fullest GPU.",
+        f"**{_subject_line(first)}: PLAN, nothing was run.** All sizes in GB (10^9 bytes): of the fullest GPU, and of "
+        "each node's own memory (host).",
         "",
     ]
     parts += [f"Neurons: {first.subject.source}. {_assumptions(first)}", ""]
@@ -225,6 +226,7 @@ _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "layer,\nlogits": lambda plan, one: _number(max(one.gpu["working"], one.gpu["logits"]) / GIGA),
     "buf-\nfers": _gb("gathers", "buckets"),
     "peak": lambda plan, one: _number(one.peak / GIGA),
+    "host": lambda plan, one: "–" if not one.host else _number(one.host / GIGA),
     "sent": lambda plan, one: "–" if not one.communication else _number(one.communication / GIGA),
     "tok/s": _speed,
     "hours": _hours,
@@ -234,7 +236,7 @@ _ONLY_WHEN_WIDE = (
     "layer,\nlogits",
     "sent",
     "hours",
-)  # a terminal of less than 96 columns does without
+)  # a narrower terminal does without
 
 
 def _misfits(plan: Plan) -> list[str]:
@@ -246,14 +248,21 @@ def _misfits(plan: Plan) -> list[str]:
             own = [one for one in plan.candidates if one.method == method and one.setting.zero_stage == stage]
             if not own or any(one.fits for one in own):
                 continue
-            least = min(own, key=lambda one: one.peak)
-            kind = max(least.gpu, key=lambda kind: least.gpu[kind])
-            told.append(
-                f"{readable_bytes(least.peak)} with ZeRO {stage} ({kind} {readable_bytes(least.gpu[kind])})"
-            )
+            told.append(_least(own))
         if told:
             lines.append(f"{method} needs at least {', '.join(told)}")
     return lines
+
+
+def _least(candidates: Sequence[Candidate]) -> str:
+    """What those of one stage, none of which fits, take at the least."""
+    by_host = [one for one in candidates if one.peak <= one.usable]  # the node's memory is in the way
+    if by_host:
+        least = min(by_host, key=lambda one: one.host)
+        return f"{readable_bytes(least.host)} of host memory with ZeRO {least.setting.zero_stage}"
+    least = min(candidates, key=lambda one: one.peak)
+    kind = max(least.gpu, key=lambda kind: least.gpu[kind])
+    return f"{readable_bytes(least.peak)} with ZeRO {least.setting.zero_stage} ({kind} {readable_bytes(least.gpu[kind])})"
 
 
 def _conclusion(plan: Plan) -> list[str]:

@@ -31,8 +31,7 @@ train: {{block_length: 48, micro_batch_size: 2, gradient_accumulation_steps: 2}}
 deepspeed:
   config:
     zero_optimization:
-      reduce_bucket_size: 30000
-      stage3_max_reuse_distance: {reuse}
+{bucket}      stage3_max_reuse_distance: {reuse}
       stage3_prefetch_bucket_size: 9000
 launch: {{num_ranks: 2}}
 """
@@ -47,18 +46,21 @@ class Case:
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"
     checkpointing: Checkpointing = "none"
+    own_buckets: bool = True
     reuse: int = 40_000  # elements: some weights stay whole until backward, most do not
 
     @property
     def name(self) -> str:
         parts = [self.size, f"z{self.stage}", self.method, self.dtype, self.checkpointing]
+        parts += [] if self.own_buckets else ["fitting-buckets"]
         parts += ["optimizer-on-host"] if self.offload_optimizer == "cpu" else []
         parts += ["weights-on-host"] if self.offload_parameters == "cpu" else []
         return "-".join([*parts, *(["all-reused"] if self.reuse > 10**6 else [])])
 
     def recipe(self, folder: Path) -> Recipe:
-        path = folder / f"{self.size}-{self.dtype}-{self.reuse}.yaml"
-        text = RECIPE.format(folder=folder, size=self.size, dtype=self.dtype, reuse=self.reuse)
+        path = folder / f"{self.size}-{self.dtype}-{self.reuse}-{self.own_buckets}.yaml"
+        bucket = "      reduce_bucket_size: 30000\n" if self.own_buckets else ""
+        text = RECIPE.format(folder=folder, size=self.size, dtype=self.dtype, reuse=self.reuse, bucket=bucket)
         if not path.exists():
             path.write_text(text, encoding="utf-8")
         return load_recipe(path)
@@ -88,6 +90,7 @@ def all_cases() -> list[Case]:
         cases += [Case("small", stage, "full", "float32"), Case("large", stage, "subnetwork", "float32")]
     cases += [Case("small", 2, method) for method in ("ffn", "lora", "ia3")]
     cases += [Case("large", 3, "lora"), Case("small", 3, "full", reuse=10**9)]
+    cases += [Case("small", stage, own_buckets=False) for stage in (2, 3)]
     kinds = [
         ("small", 2, "subnetwork"),
         ("large", 3, "subnetwork"),

@@ -58,7 +58,7 @@ def test_planned_bytes_are_the_engines(case: Case, folder: Path, measured: Measu
     costing, found = Costing(case.recipe(folder), CLUSTER), measured[case.name]
     counted = planned_profile(case, folder)
     plan = costing.candidate(case.method, counted, case.setting)
-    state = largest_state_bytes(counted.contents, costing.layout(case.setting))
+    state = largest_state_bytes(counted.contents, costing.layout(case.setting, counted.contents))
     expected = {kind: getattr(state, kind) for kind in ("weights", "masters", "moments")}
     expected["activations"] = plan.gpu["activations"]
     if case.offload_optimizer == "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lape_ds.training.plan.cluster import parse_cluster, peak_flops
+from lape_ds.training.plan.cluster import Cluster, cluster_of_job, parse_cluster, peak_flops
 
 
 def test_clusters_as_they_are_written() -> None:
@@ -19,3 +19,14 @@ def test_peak_of_a_gpu() -> None:
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_flops("A card of next year") is None
+
+
+def test_a_started_job_has_a_gpu_for_each_rank() -> None:
+    """Whether its ranks see all GPUs of their node, or, as with --gpus-per-task=1, each its own alone."""
+    for seen in (8, 1):
+        found = cluster_of_job(Cluster(1, seen, 40 * 10**9, "NVIDIA A100-SXM4-40GB"), 16, 8)
+        assert (found.nodes, found.gpus_per_node, found.num_ranks) == (2, 8, 16)
+        assert (found.memory, found.gpu) == (40 * 10**9, "NVIDIA A100-SXM4-40GB")
+    alone, of_eight = cluster_of_job(None, 1, 1), cluster_of_job(None, 8, 8)
+    assert (of_eight.nodes, of_eight.gpus_per_node, of_eight.gpu) == (1, 8, "")
+    assert of_eight.memory < alone.memory / 4, "they share the memory of the machine"

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from lape_ds import cli
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.plan.candidates import Costing
-from lape_ds.training.plan.cluster import parse_cluster
+from lape_ds.training.plan.cluster import RESERVED_BYTES, RESERVED_SHARE, Cluster, parse_cluster
 from lape_ds.training.plan.command import make_plans
 from lape_ds.training.plan.methods import METHODS, subject
 from lape_ds.training.plan.report import Plan, markdown_file, show
 from tests.tiny_models import tiny_model
+
+SMALL_BUCKETS = "deepspeed.config={zero_optimization: {reduce_bucket_size: 100000}}"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
@@ -45,8 +48,9 @@ def bare_recipe(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def plan(bare_recipe: Path) -> Plan:
-    overrides = ["deepspeed.config={zero_optimization: {reduce_bucket_size: 100000}}"]
-    (made,) = make_plans(subject(load_recipe(bare_recipe, overrides)), [parse_cluster("2x3GB")], METHODS)
+    (made,) = make_plans(
+        subject(load_recipe(bare_recipe, [SMALL_BUCKETS])), [parse_cluster("2x3GB")], METHODS
+    )
     return made
 
 
@@ -76,6 +80,22 @@ def test_apply_writes_the_best_and_keeps_the_global_batch(
     assert mine.read_text(encoding="utf-8").endswith("# the last line\n")
 
 
+def test_a_second_plan_for_several_nodes_keeps_the_global_batch(
+    bare_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`launch.num_ranks`, which --apply writes, is of one node."""
+    mine, cluster = tmp_path / "mine.yaml", parse_cluster("2x2x8GB")
+    text = bare_recipe.read_text(encoding="utf-8")
+    assert "num_ranks: 1" in text
+    mine.write_text(text.replace("num_ranks: 1", "num_ranks: null"), encoding="utf-8")
+    sizes = [Costing(load_recipe(mine), cluster).global_batch_size]
+    for _ in range(2):
+        assert call(monkeypatch, str(mine), "--gpus", "2x2x8GB", "--apply") == 0
+        assert load_recipe(mine).launch.num_ranks == 2
+        sizes.append(Costing(load_recipe(mine), cluster).global_batch_size)
+    assert sizes == [16, 16, 16]
+
+
 def test_only_what_trains_is_charged(plan: Plan) -> None:
     """Masters and moments of AdamW: 12 bytes for each weight that trains; dense masters for a mask."""
     model = tiny_sizes(plan)
@@ -101,6 +121,20 @@ def test_the_best_is_the_fastest_that_fits(plan: Plan) -> None:
     assert plan.best.tokens_per_second >= 0.98 * max(one.tokens_per_second for one in rivals)
     blocks = {one.setting.micro_batch_size * one.setting.accumulation for one in plan.candidates}
     assert blocks == {2}, "four blocks a step on two ranks"
+
+
+def test_a_node_must_have_room_for_what_is_offloaded(bare_recipe: Path) -> None:
+    """GPUs that only offload fits, with a node of memory unknown, and of hardly any."""
+    found = subject(load_recipe(bare_recipe, [SMALL_BUCKETS]))
+    (large,) = make_plans(found, [parse_cluster("2x8GB")], ["full"])
+    least = min(one.peak for one in large.candidates if one.setting.offload == "–")
+    tight = Cluster(1, 2, int((least - 2 + RESERVED_BYTES) / (1 - RESERVED_SHARE)))
+    unknown, little = make_plans(found, [tight, replace(tight, host_memory=1000)], ["full"])
+    assert unknown.ranked("full")
+    assert unknown.ranked("full")[0].host > 1000
+    assert little.ranked("full") == []
+    text = markdown_file([little], command="", everything=True)
+    assert "B of host memory with ZeRO 3" in text
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
