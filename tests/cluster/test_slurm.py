@@ -103,18 +103,25 @@ def test_preempted_twice_and_the_same_weights(
     assert "subnetwork" in (folder / "eval.log").read_text()
 
 
-def test_an_array_trains_a_language_each(
+def test_an_array_trains_a_language_each_and_one_is_interrupted(
     recipe: Path, slurm: Mapping[str, str], undisturbed: Path, folder: Path
 ) -> None:
-    submit(
+    """The one that Slurm gives the array's own number."""
+    number = submit(
         folder / "array-%a.log",
-        *("--languages", "mt,en", str(recipe), "train.max_steps=2", "train.heldout.languages=[ka]"),
-        *("train.heldout.every_steps=2", "train.schedule.warmup_steps=0"),
-        options=["--wait", "--array=0-1", "--nodes=1"],
+        *("--languages", "mt,en", str(recipe), "train.heldout.languages=[ka]"),
+        options=["--array=0-1", "--nodes=1"],
         env=slurm,
     )
-    for code in ("mlt_Latn", "eng_Latn"):
-        assert steps_logged(undisturbed.with_name(f"subnetwork-{code}")) == [1, 2]
+    runs = [undisturbed.with_name(f"subnetwork-{code}") for code in ("mlt_Latn", "eng_Latn")]
+    wait_until(lambda: all(steps_taken(run) > 2 for run in runs), "third step of both")
+    tasks = [f"{number}_{task}" for task in range(2)]
+    (first,) = (task for task in tasks if job(task, env=slurm)["JobId"] == number)
+    slurm_command("scancel", "--signal=USR1", first, env=slurm)
+    wait_until(lambda: job(first, env=slurm)["Restarts"] == "1", "requeue")
+    wait_until(lambda: {job(task, env=slurm)["JobState"] for task in tasks} == {"COMPLETED"}, "end of both")
+    assert [job(task, env=slurm)["Restarts"] == "1" for task in tasks] == [task == first for task in tasks]
+    assert [steps_logged(run) for run in runs] == [list(range(1, STEPS + 1))] * 2
 
 
 def test_mistakes_are_told_once_and_the_job_fails(

@@ -59,9 +59,10 @@ def run_launchers(
                     _stop(launchers)
                 watch()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-    # Dead of the signal: still being started. What else goes wrong after one, such as a checkpoint on a full disk, counts.
-    harmless = (0, STOPPED, *([-signal.SIGTERM] if stopping else []))
-    return next((code for code in (failed, *codes) if code not in harmless), STOPPED if any(codes) else 0)
+    # Dead of being stopped: still being started. What else goes wrong then, such as a checkpoint on a full disk, counts.
+    harmless = (0, STOPPED, *([-signal.SIGTERM] if stopping or failed == STOPPED else []))
+    ended = [failed, *(code or 0 for code in codes)]
+    return next((code for code in ended if code not in harmless), STOPPED if any(ended) else 0)
 
 
 def _stop(launchers: Sequence[subprocess.Popen[bytes]]) -> None:
