@@ -124,8 +124,8 @@ def steps_of(metrics: Path) -> list[int]:
 
 
 def outputs(folder: Path) -> dict[Path, Any]:
-    """What the files say: safetensors keep no order of their metadata, run.json holds the date."""
-    return {path: _content(path) for path in folder.rglob("*") if path.is_file()}
+    """What the files say, but for locks (who came last): safetensors keep no order of metadata, run.json holds the date."""
+    return {path: _content(path) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def _content(path: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,12 +32,19 @@ def fill(path: Path) -> None:
 
 
 def fails_at_the_next_checkpoint(
-    jobs: Jobs, arguments: Sequence[str], reason: str, *, largest_file: int | None = None
+    jobs: Jobs,
+    arguments: Sequence[str],
+    reason: str,
+    *,
+    largest_file: int | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """With an earlier one there, which is still whole afterwards, alone."""
     folder = load_recipe(str(jobs.recipe), list(arguments)).run_dir / "checkpoints"
     before = contents(folder)
     job = jobs.start(*arguments, largest_file=largest_file)
+    job.wait_for(lambda: bool(job.lines("going on from")))
+    meanwhile()  # before the start it would be the preflight that refuses
     assert job.end() == [2], job.output()
     (line,) = job.lines("error:")
     assert "cannot write the checkpoint " in line
@@ -53,8 +60,11 @@ def test_disk_full_while_a_checkpoint_is_written(jobs: Jobs, cached: list[str], 
     cached = [*cached, f"output_dir={small_disk}"]
     run_dir = jobs.stop_after(2, *cached)
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
-    fails_at_the_next_checkpoint(jobs, cached, "No space left on device")
+
+    def nearly_fill() -> None:
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
+
+    fails_at_the_next_checkpoint(jobs, cached, "No space left on device", meanwhile=nearly_fill)
     filler.unlink()
     assert jobs.run(*cached) == run_dir
     assert_same_run(run_dir, undisturbed, steps=range(1, 41))
