@@ -16,7 +16,7 @@ import typer
 from lape_ds import __version__
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument
 from lape_ds.cli_plan import add_plan_commands
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _is_spare() -> bool:
 
 
 def _refuse(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    tell_error(message)
     sys.exit(2)
 
 

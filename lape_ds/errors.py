@@ -1,7 +1,9 @@
 """The errors that a user can mend.
 
-The command line prints it as a single line and exits with 2; everything else is our fault and exits with 1.
+Whoever ends a process for one prints it by `tell_error` and exits with 2; everything else is our fault and exits with 1.
 """
+
+import sys
 
 
 class UserError(ValueError):
@@ -15,3 +17,8 @@ class Diverged(UserError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut to one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def tell_error(error: UserError | str) -> None:
+    """Prints an error as the one line that it is."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

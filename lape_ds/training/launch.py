@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, tell_error
 from lape_ds.recipe import load_recipe
 from lape_ds.training.launchers import slurm
 from lape_ds.training.launchers.hosts import LOCAL, chosen_hosts, first_address, local_slots, visible_gpus
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
         command = read_command_line(rest, script=f"launch/{stage}.sh", allowed=HOST_OPTIONS)
         sys.exit(_launch(stage, command))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell_error(error)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
 from lape_ds.training.stopping import STOPPED, StopRequest
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
                 _ranks().fail(error)
             if not isinstance(error, UserError):
                 raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            tell_error(error)
             return 2
         finally:
             if "lape_ds.training.ranks" in sys.modules:

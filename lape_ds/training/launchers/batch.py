@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, tell_error
 from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.training.launchers import slurm
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run_batch(arguments)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell_error(error)
         return 2
 
 
