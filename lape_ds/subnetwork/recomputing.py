@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ def recompute_layers(model: PreTrainedModel, kind: Literal["none", "non_reentran
     """
     if kind == "none":
         return
-    recompute = partial(checkpoint, use_reentrant=kind == "reentrant")
+    recompute = partial(_recompute, use_reentrant=kind == "reentrant")
     layers = decoder_layers(model)
     in_layers = {id(param) for layer in layers for param in layer.parameters()}
     trains_before = any(
@@ -44,6 +45,14 @@ def recompute_layers(model: PreTrainedModel, kind: Literal["none", "non_reentran
         needs_asking = kind == "reentrant" and number == 0 and not trains_before
         layer.gradient_checkpointing = True  # type: ignore[assignment]
         layer._gradient_checkpointing_func = _asking(recompute) if needs_asking else recompute  # type: ignore[assignment]
+
+
+def _recompute(layer: Callable[..., Any], *args: Any, use_reentrant: bool) -> Any:
+    if (
+        not torch.is_grad_enabled()
+    ):  # held-out text: nothing to forget, and the reentrant kind would warn of it
+        return layer(*args)
+    return checkpoint(layer, *args, use_reentrant=use_reentrant)
 
 
 def _asking(recompute: Callable[..., Any]) -> Callable[..., Any]:

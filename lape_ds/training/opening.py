@@ -66,7 +66,8 @@ def _tell_what_differs(training: Training) -> None:
         )
     if recipe.launch.num_ranks is not None and recipe.launch.num_ranks != ranks_here():
         print(
-            f"running on {ranks_here()} ranks a node, the recipe's launch.num_ranks is {recipe.launch.num_ranks}",
+            f"ranks on this node: {ranks_here()}, the recipe's launch.num_ranks is {recipe.launch.num_ranks}; a step has "
+            f"{training.global_batch_size} blocks",
             file=sys.stderr,
         )
     step = training.state.step

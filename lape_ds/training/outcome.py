@@ -18,6 +18,10 @@ from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe
 from lape_ds.training.metrics import read_metrics
 
+_ROUNDING = (
+    5e-3  # bits per byte by which the base may differ between numbers of ranks and dtypes of the same text
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -75,13 +79,30 @@ def summarize(recipe: Recipe) -> None:
     if not outcomes:
         raise UserError(f"no exported run under {folder}; run `lape-ds train` and `lape-ds export` first")
     console = Console()
-    console.print(_bits_table(recipe, outcomes))
+    alike = _measured_alike(recipe, outcomes)
+    console.print(_bits_table(recipe, alike))
+    if left_out := [outcome.run_dir.name for outcome in outcomes if outcome not in alike]:
+        console.print(
+            f"not in this table: {', '.join(left_out)}, measured on other held-out text (or from another model) than "
+            f"{alike[0].run_dir.name}"
+        )
     console.print(_cost_table(outcomes))
     console.print(f"models and metrics: {folder}/<run>")
     if recipe.model.create is not None:
         console.print(
             "A tiny model made minutes ago shows the machine at work; it is no evidence about large ones."
         )
+
+
+def _measured_alike(recipe: Recipe, outcomes: list[Outcome]) -> list[Outcome]:
+    """The runs that began where the recipe's own run did (the first one's, if that is not exported), which come first."""
+    own = next((outcome for outcome in outcomes if outcome.run_dir == recipe.run_dir), outcomes[0])
+
+    def began_alike(outcome: Outcome) -> bool:
+        shared = own.before.keys() & outcome.before.keys()
+        return all(abs(own.before[code] - outcome.before[code]) <= _ROUNDING for code in shared)
+
+    return [own, *(outcome for outcome in outcomes if outcome is not own and began_alike(outcome))]
 
 
 def _bits_table(recipe: Recipe, outcomes: list[Outcome]) -> Table:

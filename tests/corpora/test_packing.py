@@ -428,7 +428,7 @@ def test_interrupted_between_writes_loses_and_repeats_nothing(tmp_path, monkeypa
 
 def test_two_processes_at_once(tmp_path):
     """One packs, the other waits and finds it packed."""
-    source = write_lines(tmp_path / "a.txt", make_texts(5000))
+    source = write_lines(tmp_path / "a.txt", make_texts(20_000))  # enough that the later one comes in time
     workers = [run_worker(tmp_path / "a.txt", tmp_path / "both", "all", seconds=0.3) for _ in range(2)]
     (first, errors_a), (second, errors_b) = (finish(worker) for worker in workers)
     assert first[:2] == second[:2]

@@ -19,6 +19,13 @@ from lape_ds.training.launchers.slurm import at_time_limit, become_rank, job_nam
 from tests.processes import REPO
 
 
+def unranked() -> dict[str, str]:
+    """The environment without what a training in this very process has said of its rank."""
+    return {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+
+
 def test_tasks_per_node_as_slurm_writes_them() -> None:
     assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
     assert tasks_per_node("8") == [8]
@@ -51,7 +58,7 @@ def test_a_node_without_scontrol_is_told_in_a_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lape_ds.training.main", QUICKSTART],
         cwd=REPO,
-        env=os.environ | told,
+        env=unranked() | told,
         capture_output=True,
         text=True,
         timeout=60,
@@ -194,9 +201,7 @@ def test_one_of_many_tasks_does_what_takes_one_process(told: dict[str, str]) -> 
     """`srun -n 2 lape-ds identify …` does not count everything twice into the same files."""
     printed = []
     for number in range(2):
-        # A training in this very process has said what rank it was.
-        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        environment = clean | {name: value.format(number) for name, value in told.items()}
+        environment = unranked() | {name: value.format(number) for name, value in told.items()}
         command = [sys.executable, "-m", "lape_ds.cli", "languages", "Maltese"]
         done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
         printed.append(done.stdout)
