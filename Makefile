@@ -41,7 +41,7 @@ quickstart: install
 	@$(IN_VENV) launch/quickstart.sh $(RECIPE)
 
 test: install
-	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q --numprocesses 2 --dist loadfile
+	@$(IN_VENV) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-long: install
 	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m long
