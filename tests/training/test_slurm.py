@@ -21,9 +21,8 @@ from tests.processes import REPO
 
 def unranked() -> dict[str, str]:
     """The environment without what a training in this very process has said of its rank."""
-    return {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    said = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in said}
 
 
 def test_tasks_per_node_as_slurm_writes_them() -> None:
