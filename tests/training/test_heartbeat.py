@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_a_stop_does_not_hide_why_a_rank_fails(tmp_path: Path) -> None:
         job.processes[0].send_signal(signal.SIGSTOP)
         job.processes[1].send_signal(signal.SIGUSR2)
         job.wait_until(lambda: "fails" in job.output)
+        time.sleep(1)  # in which it sends the reason, and waits to be told to end
         job.processes[1].send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             job.processes[1].wait(0.5)
