@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lape_ds import __version__
-from lape_ds.cli_arguments import OverridesArgument, RecipeArgument
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed
+from lape_ds.cli_eval import add_eval_commands
 from lape_ds.cli_plan import add_plan_commands
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
@@ -208,42 +209,6 @@ def export(
     )
 
 
-@app.command("eval")
-def evaluate(
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE|RUN|MODEL... [KEY=VALUE]...",
-            help="What to measure side by side.",
-            show_default=False,
-        ),
-    ],
-    suite: Annotated[str | None, typer.Option(help="Name or path; the recipe's if not given.")] = None,
-    languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; the target and two more if not given.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
-) -> None:
-    """Run lm-eval over the base and the trained models, side by side.
-
-    Example: lape-ds eval recipes/quickstart.yaml --languages mlt,eng
-    """
-    from lape_ds.evaluation.command import evaluate_command
-
-    overrides = [text for text in targets if "=" in text and not Path(text).exists()]
-    evaluate_command(
-        [text for text in targets if text not in overrides],
-        overrides=overrides,
-        suite=suite,
-        languages=_listed(languages),
-        output_dir=output,
-        batch_size=batch_size,
-        limit=limit,
-    )
-
-
 @app.command()
 def summary(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Print what every exported run of a recipe measured before and after training.
@@ -278,6 +243,7 @@ def languages(
 
 
 add_plan_commands(app)
+add_eval_commands(app)
 
 
 @neurons_app.command("show")
@@ -337,7 +303,7 @@ def import_neurons(
     from lape_ds.model import loading
     from lape_ds.neurons.formats import import_published
 
-    codes = [find_language(text).code for text in _listed(languages)]
+    codes = [find_language(text).code for text in listed(languages)]
     weights = loading.fingerprint(loading.resolve_model(model)) if fingerprint else ""
     found = import_published(
         published, codes, neurons_per_layer=neurons_per_layer, model_id=model, model_fingerprint=weights
@@ -390,7 +356,7 @@ def bench_train(
     from lape_ds.bench.tables import show
     from lape_ds.bench.train import bench_train
 
-    show(bench_train(shape, neurons=neurons, methods=_listed(methods), rounds=rounds, seed=seed, out=out))
+    show(bench_train(shape, neurons=neurons, methods=listed(methods), rounds=rounds, seed=seed, out=out))
 
 
 @bench_app.command("identify")
@@ -415,10 +381,6 @@ def _neurons_file(target: str) -> Path:
         return Path(target)
     loaded = _load(target, None)
     return loaded.train.neurons or loaded.identify_dir / "neurons.safetensors"
-
-
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 if __name__ == "__main__":

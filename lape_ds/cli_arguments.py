@@ -19,3 +19,8 @@ OverridesArgument = Annotated[
         metavar="[KEY=VALUE]...", help="Overrides, e.g. train.tokens=1000000.", show_default=False
     ),
 ]
+
+
+def listed(text: str | None) -> list[str]:
+    """The words of a comma-separated option."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -7,7 +7,6 @@ errors, resuming and progress are ours, because its own tracker loses exceptions
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,18 +17,15 @@ from typing import Any
 
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as run_harness
-from lm_eval.tasks import TaskManager
 
 from lape_ds import __version__
 from lape_ds.errors import UserError
 from lape_ds.evaluation.lm import MAX_LENGTH, HarnessModel, load_harness_model, quiet_harness
 from lape_ds.evaluation.results import Score, TaskResult, read_result, standard_error, write_result
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
+from lape_ds.evaluation.tasks import build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
-from lape_ds.resources import asset
 from lape_ds.runlog import progress
-
-FEWSHOT_SEED = 1234
 
 # Label of a model -> name of a task -> what it scored.
 Results = dict[str, dict[str, TaskResult]]
@@ -89,38 +85,6 @@ def evaluate(
         return {label: _evaluate_model(label, folder, run) for label, folder in models.items()}
 
 
-def build_task(planned: PlannedTask) -> Task:
-    """The harness's task with its documents, in the suite's settings.
-
-    Raises:
-        UserError: The harness knows no such task, or the suite's metric or direction is not the task's.
-    """
-    # Only our own tasks are indexed: the harness's take seconds. The metadata is what the task's document
-    # function is called with, and how it learns its language.
-    metadata: dict[str, Any] = dict(planned.metadata)
-    manager = TaskManager(include_path=str(asset("eval/tasks")), include_defaults=False, metadata=metadata)
-    where = f"suite task {planned.title!r}"
-    if planned.harness_task not in manager.all_subtasks:
-        near = difflib.get_close_matches(planned.harness_task, manager.all_subtasks, n=1)
-        raise UserError(
-            f"{where}: no task {planned.harness_task!r}{f', did you mean {near[0]!r}?' if near else ''} "
-            f"(there are {', '.join(manager.all_subtasks)})"
-        )
-    task = manager.load(planned.harness_task)["tasks"][planned.harness_task]
-    task.set_config("task", planned.name)
-    task.set_config("num_fewshot", planned.spec.num_fewshot)
-    task.set_fewshot_seed(FEWSHOT_SEED)
-    directions: dict[str, bool] = dict(task.higher_is_better() or {})
-    metric, direction = planned.spec.metric, planned.spec.direction
-    if metric not in directions:
-        raise UserError(
-            f"{where}: {planned.harness_task} has no metric {metric!r} but {', '.join(directions)}"
-        )
-    if directions[metric] != (direction == "higher"):
-        raise UserError(f"{where}: direction {direction!r} is the wrong way round for {metric}")
-    return task
-
-
 def _evaluate_model(label: str, folder: Path, run: _Run) -> dict[str, TaskResult]:
     """All tasks of one model, which is loaded only if a task is missing."""
     common = {
@@ -131,7 +95,7 @@ def _evaluate_model(label: str, folder: Path, run: _Run) -> dict[str, TaskResult
         "max_length": MAX_LENGTH,
         "versions": {name: version(name) for name in ("lm-eval", "transformers")} | {"lape-ds": __version__},
     }
-    wanted = {name: common | _task_settings(planned, task) for name, (planned, task) in run.tasks.items()}
+    wanted = {name: common | task_settings(planned, task) for name, (planned, task) in run.tasks.items()}
     stored = {name: read_result(run.output_dir / label, name) for name in run.tasks}
     results = {name: found for name, found in stored.items() if found and found.settings == wanted[name]}
     missing = [name for name in run.tasks if name not in results]
@@ -170,21 +134,12 @@ def _run_task(
         scores=scores,
         requests_sha256=_sha256(arguments.encode()),
         settings=settings,
+        title=planned.title,
+        metric=planned.spec.metric,
+        direction=planned.spec.direction,
+        random_baseline=planned.spec.random_baseline,
     )
     return result, samples
-
-
-def _task_settings(planned: PlannedTask, task: Task) -> dict[str, Any]:
-    files = sorted(
-        path for path in asset("eval/tasks").rglob("*") if path.is_file() and path.suffix != ".pyc"
-    )
-    return {
-        "harness_task": planned.harness_task,
-        "metadata": dict(planned.metadata),
-        "num_fewshot": planned.spec.num_fewshot,
-        "documents_sha256": _sha256(json.dumps(list(task.eval_docs), ensure_ascii=False).encode()),
-        "tasks_sha256": _sha256(b"".join(path.read_bytes() for path in files)),
-    }
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lape_ds.errors import UserError
 from lape_ds.writing import write_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class TaskResult:
         scores: Every metric of the task.
         requests_sha256: Hash of every argument of every request, in order: equal prompts, equal hash.
         settings: All that decides the scores, model fingerprint and versions included.
+        title: The suite's name of the task.
+        metric: Of `scores`, the one that the suite reads.
+        direction: Of that metric, which way is better.
+        random_baseline: A guesser's score in that metric; None where guessing has none.
     """
 
     task: str
@@ -51,6 +55,10 @@ class TaskResult:
     scores: dict[str, Score]
     requests_sha256: str
     settings: dict[str, Any]
+    title: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    random_baseline: float | None
 
 
 def write_result(folder: Path, result: TaskResult, samples: Sequence[Mapping[str, Any]]) -> None:

@@ -17,10 +17,11 @@ from lape_ds.corpora.streams import Document
 from lape_ds.errors import UserError
 from lape_ds.evaluation import harness
 from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
-from lape_ds.evaluation.harness import build_task, evaluate
+from lape_ds.evaluation.harness import evaluate
 from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.results import TaskResult
 from lape_ds.evaluation.suites import Suite, load_suite, plan
+from lape_ds.evaluation.tasks import build_task
 from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.scoring import score_documents
 from tests.evaluation.conftest import MAX_LENGTH, save_model

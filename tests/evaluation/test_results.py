@@ -19,6 +19,10 @@ RESULT = TaskResult(
     scores={"acc": Score(0.5, 0.5), "f1": Score(0.25, None)},
     requests_sha256="ab",
     settings={"limit": None, "versions": {"lm-eval": "0.4.13"}},
+    title="topic",
+    metric="acc",
+    direction="higher",
+    random_baseline=0.25,
 )
 
 

@@ -19,7 +19,16 @@ def rendered(values: dict[str, dict[str, float]]) -> list[str]:
     results = {
         label: {
             one.name: TaskResult(
-                one.name, one.language, 128, {one.spec.metric: Score(by_title[one.title], 0.01)}, "", {}
+                task=one.name,
+                language=one.language,
+                num_documents=128,
+                scores={one.spec.metric: Score(by_title[one.title], 0.01)},
+                requests_sha256="",
+                settings={},
+                title=one.title,
+                metric=one.spec.metric,
+                direction=one.spec.direction,
+                random_baseline=one.spec.random_baseline,
             )
             for one in planned
         }
