@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +17,6 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lape_ds.errors import UserError
 from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.ffn import decoder_layers
 from lape_ds.model.loading import load_model, load_skeleton, recipe_model
@@ -39,7 +37,7 @@ from lape_ds.training.restarts import goes_on
 from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.training.run_lock import take_lock
-from lape_ds.training.zero import check_offload, check_version, engine_config, initialize
+from lape_ds.training.zero import check_offload, check_version, engine_config, initialize, monitor_config
 from lape_ds.writing import told_if_unwritable
 
 
@@ -62,7 +60,7 @@ def set_up(recipe: Recipe) -> Training:
     checkpoint = None
     if by_first(lambda: goes_on(recipe)):
         checkpoint = resumed_checkpoint(recipe.run_dir, base_fingerprint, inputs.identity)
-    config = together(lambda: _config(recipe, recipe.run_dir, folder))
+    config = together(lambda: _config(recipe, folder))
     return _build(recipe, folder, base_fingerprint, inputs, checkpoint, config, run_lock)
 
 
@@ -164,29 +162,14 @@ def _prepare(
     return trained, pull
 
 
-def _config(recipe: Recipe, run_dir: Path, folder: Path) -> dict[str, Any]:
-    train, section = recipe.train, recipe.deepspeed
-    extra = dict(recipe.deepspeed.config)
-    if train.tensorboard:
-        extra["tensorboard"] = {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"}
-    if train.wandb is not None:
-        if find_spec("wandb") is None:
-            raise UserError(
-                "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
-            )
-        extra["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
-    largest = 0
+def _config(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    section, largest = recipe.deepspeed, 0
     if section.offload_parameters == "nvme":
         largest = max(weight.numel() for weight in load_skeleton(folder).parameters())
     return engine_config(
-        zero_stage=section.zero_stage,
+        recipe.train,
+        section,
         dtype=recipe.model.dtype,
-        offload_optimizer=section.offload_optimizer,
-        offload_parameters=section.offload_parameters,
-        nvme_path=section.nvme_path,
         largest_part=math.ceil(largest / world_size()),
-        micro_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        gradient_clipping=train.gradient_clipping,
-        extra=extra,
+        monitors=monitor_config(recipe),
     )
