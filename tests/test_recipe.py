@@ -240,6 +240,7 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
         ),
         (["deepspeed.zero_stage=3", "deepspeed.nvme_path=/tmp"], ["nvme and nvme_path"]),
         (["train.neurons=nowhere.safetensors"], ["train.neurons: no such file nowhere.safetensors"]),
+        ([f"output_dir={__file__}/runs/a"], [f"output_dir: {__file__} is a file, so no folder can be made"]),
         (
             ["corpus.source={kind: files, path: 'nowhere/{iso639_3}.txt'}"],
             ["no file or folder nowhere/mlt.txt"],

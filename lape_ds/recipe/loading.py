@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -151,11 +152,14 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _check_files(recipe: Recipe, source: SourceText) -> None:
-    """Files and data set configs that the recipe names must be there, for every language."""
+    """What the recipe names must be there, for every language: files and data set configs. Where it writes, no file may be."""
 
     def refuse(keys: KeyPath, what: str) -> None:
         raise UserError(f"{'.'.join(map(str, keys))}: {what} ({source.place(keys)})")
 
+    above = (recipe.output_dir, *recipe.output_dir.absolute().parents)
+    if file := next((path for path in above if os.path.isfile(path)), None):
+        refuse(("output_dir",), f"{file} is a file, so no folder can be made there or below it")
     if recipe.train.neurons is not None and not recipe.train.neurons.is_file():
         refuse(("train", "neurons"), f"no such file {recipe.train.neurons}")
     written = {find_language(key).code: key for key in source.data["corpus"].get("per_language") or {}}
