@@ -56,15 +56,14 @@ class Export:
     merged: bool
 
     def __str__(self) -> str:
-        told = f"{self.folder}: step {self.step:,} of {self.total_steps:,}; "
         if self.merged:
-            told += (
-                f"an adapter of {self.trained:,} weights was merged into the model and changed {self.changed:,} of {self.total:,} "
-                "weights; where it had no part"
-            )
+            what = f"an adapter of {self.trained:,} weights was merged into the model and changed {self.changed:,} of"
+            where = "it had no part"
         else:
-            told += f"of {self.total:,} weights {self.trained:,} were trained and {self.changed:,} changed; where nothing was trained"
-        return f"{told}, every bit equals the base"
+            what = f"{self.trained:,} weights were trained and {self.changed:,} changed, of"
+            where = "nothing was trained"
+        when = f"step {self.step:,} of {self.total_steps:,}"
+        return f"{self.folder}: {when}; {what} {self.total:,}; where {where}, every bit equals the base"
 
 
 def export_model(

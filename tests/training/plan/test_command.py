@@ -19,7 +19,7 @@ from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.plan.candidates import Costing
 from lape_ds.training.plan.cluster import RESERVED_BYTES, RESERVED_SHARE, Cluster, parse_cluster
-from lape_ds.training.plan.command import make_plans
+from lape_ds.training.plan.command import keep_setting, make_plans
 from lape_ds.training.plan.methods import METHODS, subject
 from lape_ds.training.plan.report import Plan, markdown_file, show
 from tests.tiny_models import tiny_model
@@ -80,9 +80,7 @@ def test_apply_writes_the_best_and_keeps_the_global_batch(
     assert mine.read_text(encoding="utf-8").endswith("# the last line\n")
 
 
-def test_a_second_plan_for_several_nodes_keeps_the_global_batch(
-    bare_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_plan_for_several_nodes_keeps_the_global_batch(bare_recipe: Path, tmp_path: Path) -> None:
     """`launch.num_ranks`, which --apply writes, is of one node."""
     mine, cluster = tmp_path / "mine.yaml", parse_cluster("2x2x8GB")
     text = bare_recipe.read_text(encoding="utf-8")
@@ -90,7 +88,9 @@ def test_a_second_plan_for_several_nodes_keeps_the_global_batch(
     mine.write_text(text.replace("num_ranks: 1", "num_ranks: null"), encoding="utf-8")
     sizes = [Costing(load_recipe(mine), cluster).global_batch_size]
     for _ in range(2):
-        assert call(monkeypatch, str(mine), "--gpus", "2x2x8GB", "--apply") == 0
+        (planned,) = make_plans(subject(load_recipe(mine)), [cluster], ["subnetwork"])
+        assert planned.best is not None
+        keep_setting(planned.best.setting, str(mine))
         assert load_recipe(mine).launch.num_ranks == 2
         sizes.append(Costing(load_recipe(mine), cluster).global_batch_size)
     assert sizes == [16, 16, 16]
@@ -186,6 +186,14 @@ def test_mistakes_are_one_line(
     assert len(errors) == 1
     assert expected in errors[0]
     assert bare_recipe.read_text(encoding="utf-8") == before
+
+
+def test_one_cluster_on_which_it_fits_is_enough(
+    bare_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, str(bare_recipe), "--gpus", "1x1GB", "--gpus", "1x8GB") == 0
+    printed = capsys.readouterr().out
+    assert printed.index("nothing fits for subnetwork") < printed.index("best for subnetwork: ")
 
 
 def test_neurons_are_the_sets_or_said_to_be_estimated(bare_recipe: Path) -> None:
