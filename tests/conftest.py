@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.model.loading import fingerprint
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import CreateSection
+from tests.processes import rank_server
 
 LANGUAGES = ["mlt_Latn", "eng_Latn", "kat_Geor"]
 NEURONS = {"mlt_Latn": [(0, 1), (0, 30), (2, 46)], "eng_Latn": [(0, 1), (1, 2)], "kat_Geor": []}
@@ -60,6 +62,13 @@ def byte_tokenizer(*, bos: bool = True, eos: bool = True, pad: bool = True) -> P
         eos_token="</s>" if eos else None,
         pad_token="<pad>" if pad else None,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_are_ended() -> Iterator[None]:
+    yield
+    if rank_server.cache_info().currsize:
+        rank_server().close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One server of ranks for all fault tests, and a disk that can be filled."""
+"""Jobs that a test can harm, and a disk that can be filled."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scheduler import Jobs, RankServer
-
-
-@pytest.fixture(scope="session")
-def rank_server() -> Iterator[RankServer]:
-    server = RankServer()
-    yield server
-    server.close()
+from tests.faults.scheduler import Jobs
+from tests.processes import rank_server
 
 
 @pytest.fixture
-def jobs(rank_server: RankServer, tiny_recipe: Path, tmp_path: Path) -> Iterator[Jobs]:
-    found = Jobs(rank_server, tiny_recipe, tmp_path)
+def jobs(tiny_recipe: Path, tmp_path: Path) -> Iterator[Jobs]:
+    found = Jobs(rank_server(), tiny_recipe, tmp_path)
     yield found
     found.close()
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.processes import REPO
+from tests.processes import REPO, Rank, free_port, rank_environment, rank_server
 
 TIME_LIMIT = 60.0  # that all ranks have after one has failed
 
@@ -33,35 +31,29 @@ class Job:
         self.folder, self.arguments, self.world_size, self.module = folder, arguments, world_size, module
         self.environments: list[dict[str, str]] = [{} for _ in range(world_size)]
         self.prefixes: list[list[str]] = [[] for _ in range(world_size)]
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Rank | subprocess.Popen[bytes]] = []
 
     def start(self) -> Job:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         for rank in range(self.world_size):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": "0",
-                "WORLD_SIZE": str(self.world_size),
-                "LOCAL_WORLD_SIZE": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            }
-            command = [sys.executable, "-m", self.module, *self.arguments]
-            with self.log(rank).open("wb") as log:
-                process = subprocess.Popen(
-                    [*self.prefixes[rank], *command],
-                    cwd=REPO,
-                    env=os.environ | environment | self.environments[rank],
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            self.processes.append(process)
+            environment = rank_environment(rank, self.world_size, port)
+            environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
+            self.processes.append(self._start(rank, environment))
         return self
+
+    def _start(self, rank: int, environment: dict[str, str]) -> Rank | subprocess.Popen[bytes]:
+        """Forked from what is there already, unless it is to see other files or another environment than the others."""
+        prefix, own = self.prefixes[rank], self.environments[rank]
+        if not prefix and not own:
+            return rank_server().start(
+                self.module, self.arguments, environment=environment, log=self.log(rank)
+            )
+        command = [*prefix, sys.executable, "-m", self.module, *self.arguments]
+        with self.log(rank).open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=REPO, env=os.environ | environment | own, stdout=log, stderr=log
+            )
 
     def ends_with(self, *codes: int) -> str:
         """The one line that the job tells of its end, after all ranks have ended in time with these exit codes."""
@@ -98,9 +90,8 @@ class Job:
     def __exit__(self, *exception: object) -> None:
         """Leaves no process behind, whatever a test has found."""
         for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill()
+            process.wait()
 
 
 def own_mounts(*commands: str) -> list[str]:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,57 +11,11 @@ from typing import Any
 
 from lape_ds.recipe import load_recipe
 from lape_ds.training.metrics import read_metrics
-from tests.processes import REPO
+from tests.processes import Rank, RankServer, free_port, rank_environment
 
 PATIENCE_S = 120.0
 # A launcher ends the ranks that a dead one leaves behind; ours would be waiting for it.
 SECONDS_TO_END = 1.0
-
-
-class RankServer:
-    """The process that ranks are forked from (rank_server.py)."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.rank_server"],
-            cwd=REPO,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        reply = self._process.stdout.readline()
-        assert reply, "the rank server has died"
-        return json.loads(reply)
-
-    def close(self) -> None:
-        self._process.communicate(timeout=30)  # closes its stdin, by which it ends
-
-
-@dataclass
-class Rank:
-    """One process of a job."""
-
-    server: RankServer
-    pid: int
-    log: Path
-    code: int | None = None
-
-    def poll(self) -> int | None:
-        if self.code is None:
-            self.code = self.server.ask({"poll": self.pid})
-        return self.code
-
-    def send(self, number: signal.Signals) -> None:
-        if self.poll() is None:  # until it is polled again its id is its own, dead or alive
-            os.kill(self.pid, number)
 
 
 @dataclass
@@ -96,13 +45,13 @@ class Job:
 
     def kill(self, victim: int) -> None:
         """SIGKILLs one rank, and does with the others what a launcher does: SIGTERM, then SIGKILL."""
-        self.ranks[victim].send(signal.SIGKILL)
+        self.ranks[victim].send_signal(signal.SIGKILL)
         self.end_others()
 
     def end_others(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for rank in self.ranks:
-                rank.send(number)
+                rank.send_signal(number)
             deadline = time.monotonic() + SECONDS_TO_END
             while any(rank.poll() is None for rank in self.ranks) and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -134,20 +83,17 @@ class Jobs:
         environment: dict[str, str] | None = None,
         largest_file: int | None = None,
     ) -> Job:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        own = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(environment or {})}
-        ranks = []
-        for number in range(world_size):
-            log = self.logs / f"job-{len(self.started)}-rank-{number}.log"
-            request: dict[str, Any] = {"arguments": [str(self.recipe), *overrides], "log": str(log)}
-            request["environment"] = own | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            if largest_file is not None:
-                request["largest_file"] = largest_file
-            log.touch()
-            ranks.append(Rank(self.server, self.server.ask(request), log))
+        port = free_port()
+        ranks = [
+            self.server.start(
+                "lape_ds.training.main",
+                [str(self.recipe), *overrides],
+                environment=rank_environment(number, world_size, port) | (environment or {}),
+                log=self.logs / f"job-{len(self.started)}-rank-{number}.log",
+                largest_file=largest_file,
+            )
+            for number in range(world_size)
+        ]
         self.started.append(Job(ranks, load_recipe(str(self.recipe), list(overrides)).run_dir))
         return self.started[-1]
 
@@ -162,7 +108,7 @@ class Jobs:
         job = self.start(*overrides, world_size=world_size)
         job.wait_for(lambda: last_step(job.run_dir) >= step)
         for rank in job.ranks:
-            rank.send(signal.SIGTERM)
+            rank.send_signal(signal.SIGTERM)
         codes = job.end()
         assert set(codes) == {130}, job.output()
         return job.run_dir

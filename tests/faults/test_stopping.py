@@ -34,7 +34,7 @@ def test_a_second_job_is_refused_and_one_signalled_rank_stops_all(jobs: Jobs) ->
     line = second.lines("error:")[0]
     assert f"another process is training in {first.run_dir} (process {first.ranks[0].pid} on " in line
     assert ", Slurm job 4711, since " in line
-    first.ranks[1].send(signal.SIGUSR1)
+    first.ranks[1].send_signal(signal.SIGUSR1)
     assert first.end() == [STOPPED, STOPPED], first.output()
     (newest,) = checkpoints_in(first.run_dir / "checkpoints")
     steps = [line["step"] for line in metrics_of(first.run_dir) if "loss" in line]
@@ -54,7 +54,7 @@ def test_a_requeued_job_that_began_anew_goes_on(jobs: Jobs) -> None:
         before = last_step(jobs.started[-1].run_dir)
         started = jobs.start(*anew, environment=environment)
         started.wait_for(lambda: last_step(started.run_dir) not in (0, before))
-        started.ranks[0].send(signal.SIGTERM)
+        started.ranks[0].send_signal(signal.SIGTERM)
         assert started.end() == [STOPPED], started.output()
         assert [line.split(" of ")[0] for line in started.lines("going on")] == ([says] if says else [])
         return [line["step"] for line in metrics_of(started.run_dir) if "loss" in line]
@@ -94,7 +94,7 @@ def test_before_the_first_step_a_signal_ends_at_once(jobs: Jobs) -> None:
     job = jobs.start("train.run_name=early")
     rank = job.ranks[0]
     job.wait_for(lambda: catches(rank.pid, signal.SIGUSR1))
-    rank.send(signal.SIGUSR1)
+    rank.send_signal(signal.SIGUSR1)
     assert job.end() == [STOPPED]
     assert len(job.lines("SIGUSR1 before the first step; the same command goes on")) == 1
     assert last_step(job.run_dir) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,14 @@ from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import load_recipe
 from lape_ds.training.checkpoint import open_checkpoint
 from lape_ds.training.export import export_model
-from tests.processes import REPO
+from tests.processes import ends_of_ranks
 
 
 def train(recipe: Path, *overrides: str) -> tuple[int, str]:
     """One rank in a process of its own; exit code and the lines that begin with `error:`."""
-    command = [sys.executable, "-m", "lape_ds.training.main", str(recipe), *overrides]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False, env=env
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.returncode, "\n".join(line for line in done.stderr.splitlines() if line.startswith("error:"))
+    ((code, output),) = ends_of_ranks("lape_ds.training.main", [str(recipe), *overrides], world_size=1)
+    assert "Traceback" not in output, output[-3000:]
+    return code, "\n".join(line for line in output.splitlines() if line.startswith("error:"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -24,7 +24,7 @@ from lape_ds.training.outcome import read_outcome
 from lape_ds.training.stopping import STOPPED
 from tests.conftest import NEURONS
 from tests.oracles.subnetwork import entry_positions
-from tests.processes import REPO, run_ranks
+from tests.processes import REPO, ends_of_ranks, free_port, rank_environment, rank_server, run_ranks
 
 
 def run(recipe: Path, name: str, *overrides: str, world_size: int = 1) -> Path:
@@ -106,20 +106,17 @@ def test_stopped_run_goes_on_elsewhere(tiny_recipe: Path, reference: Path) -> No
     """SIGTERM in the middle on one rank under ZeRO-2; the rest on two ranks under ZeRO-3."""
     arguments = [str(tiny_recipe), "train.run_name=stopped", "train.gradient_accumulation_steps=2"]
     run_dir = load_recipe(str(tiny_recipe), arguments[1:]).run_dir
-    command = [sys.executable, "-m", "lape_ds.training.main", *arguments]
     log = run_dir.parent / "stopped.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=REPO, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+    alone = rank_environment(0, 1, free_port())
+    rank = rank_server().start("lape_ds.training.main", arguments, environment=alone, log=log)
     deadline = time.monotonic() + 120
     while not (run_dir / "metrics.jsonl").exists() or not steps_of(run_dir):
-        assert process.poll() is None, log.read_text()
+        assert rank.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == STOPPED, log.read_text()
+    rank.send_signal(signal.SIGTERM)
+    assert rank.wait(60) == STOPPED, log.read_text()
     assert 0 < len(steps_of(run_dir)) < 6, "the run was not stopped in the middle"
 
     run_ranks(
@@ -149,7 +146,9 @@ def test_export_is_the_base_but_for_the_subnetwork(tiny_recipe: Path, reference:
         assert differs <= set(positions.get(name, [])), name
         changed += len(differs)
     assert done.changed == changed
-    assert f"weights {done.trained:,} were trained and {changed:,} changed; " in str(done)
+    assert f"; {done.trained:,} weights were trained and {changed:,} changed, of {done.total:,}; " in str(
+        done
+    )
     assert changed > 0.99 * done.trained  # an entry may happen to round to where it was
     assert (
         done.trained == sum(len(pairs) for pairs in positions.values()) == 3 * 3 * 32
@@ -218,17 +217,10 @@ def test_mistakes_are_one_line_and_exit_2(tiny_recipe: Path, overrides: list[str
 
 def test_another_recipe_does_not_touch_the_run(tiny_recipe: Path, reference: Path) -> None:
     before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
-    command = [
-        sys.executable,
-        "-m",
-        "lape_ds.training.main",
-        str(tiny_recipe),
-        "train.run_name=reference",
-        "train.max_steps=7",
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 2
-    assert "holds output of another recipe: train.max_steps is 7 now, 6 there" in done.stderr
+    arguments = [str(tiny_recipe), "train.run_name=reference", "train.max_steps=7"]
+    ((code, output),) = ends_of_ranks("lape_ds.training.main", arguments, world_size=1)
+    assert code == 2
+    assert "holds output of another recipe: train.max_steps is 7 now, 6 there" in output
     assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
 
 
