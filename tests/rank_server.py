@@ -7,6 +7,7 @@ while it runs.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -58,6 +59,8 @@ def main() -> None:
     import lape_ds.training.loop
     import lape_ds.training.setup  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a rank's collections need not look at what is imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' to handle; a rank sets its own
     for line in sys.stdin:
         request = json.loads(line)

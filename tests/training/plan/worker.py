@@ -119,6 +119,8 @@ def host_tensors(engine: Any) -> list[Tensor]:
 
 
 def run(case: Case, folder: Path) -> dict[str, int]:
+    gc.collect()
+    gc.freeze()  # what is here by now needs no looking at
     functional.linear = LINEAR  # ZeRO-3 of an earlier case has put DeepSpeed's in its place
     recipe = case.recipe(folder)
     section, dtype = recipe.model, getattr(torch, case.dtype)
@@ -190,7 +192,6 @@ def run(case: Case, folder: Path) -> dict[str, int]:
 
 def main(folder: Path) -> None:
     ranks.start()
-    gc.freeze()  # what is here by now needs no looking at
     found = {case.name: run(case, folder) for case in all_cases()}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
