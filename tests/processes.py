@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
+# Also where there is a GPU: the same numbers, and as many ranks as a test wants.
+_ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class RankServer:
     """The process that ranks are forked from (rank_server.py)."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.rank_server"],
             cwd=REPO,
-            env=environment,
+            env=os.environ | _ON_CPU,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -44,7 +45,7 @@ class RankServer:
     ) -> Rank:
         """One rank; what it prints is appended to `log`, and it can write no file larger than `largest_file` bytes."""
         request: dict[str, Any] = {"module": module, "arguments": list(arguments), "log": str(log)}
-        request["environment"] = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        request["environment"] = {**os.environ, **_ON_CPU, **environment}
         if largest_file is not None:
             request["largest_file"] = largest_file
         log.touch()
