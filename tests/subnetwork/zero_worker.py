@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import os
@@ -68,6 +69,8 @@ def start(
     folder: Path | None = None,
 ) -> tuple[deepspeed.DeepSpeedEngine, Trained]:
     """With a folder, that of the same model: its weights are partitioned before anything is made of them."""
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects at every set-up, and need not look at all that is imported by now
     dtype = getattr(torch, case.dtype)
     if folder is None:
         model = tiny_model(case.model_type, dtype=dtype).train()
