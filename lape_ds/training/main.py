@@ -119,7 +119,8 @@ def _run(training: Training, stop: StopRequest) -> int:
         step, where = training.state.step, training.run_dir
         if finished:
             print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
-            print(describe_heldout(where, training.recipe.trained_languages), file=sys.stderr)
+            if training.heldout:
+                print(describe_heldout(where, training.recipe.trained_languages), file=sys.stderr)
         else:
             why = stop.reason or "as another rank was asked to"
             print(
