@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,13 @@ train:
 deepspeed: {{zero_stage: 2}}
 launch: {{num_ranks: 1}}
 """
+
+
+def pytest_configure() -> None:
+    """What nohup and a shell's `&` ignore, every process that is started here would ignore as well; some are tested with it."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def byte_tokenizer(*, bos: bool = True, eos: bool = True, pad: bool = True) -> PreTrainedTokenizerFast:
