@@ -60,6 +60,8 @@ def main() -> None:
     except UserError as error:
         _refuse(str(error))
     except typer.TyperException as error:  # of the command line itself: unknown option, missing argument
+        if _process_number() > 0:  # ranks have the same command line: one of them tells
+            sys.exit(2)
         message = error.format_message()
         if message.startswith("Usage:"):  # a bare `lape-ds` or `lape-ds neurons`: its whole help
             print(message, file=sys.stderr)
@@ -76,9 +78,13 @@ def main() -> None:
 
 def _is_spare() -> bool:
     """Whether srun or torchrun has started this process beside a first one, for a stage that takes one."""
+    return _process_number() > 0 and sys.argv[1:2] not in (["train"], ["eval"])
+
+
+def _process_number() -> int:
     from lape_ds.training.launchers.slurm import process_number
 
-    return process_number() > 0 and sys.argv[1:2] != ["train"]
+    return process_number()
 
 
 def _refuse(message: str) -> None:

@@ -6,7 +6,7 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,27 +27,37 @@ def evaluate(
             show_default=False,
         ),
     ],
-    suite: Annotated[str | None, typer.Option(help="Name or path; the recipe's if not given.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Comma-separated names or paths; the recipe's if not given.")
+    ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; the target and two more if not given.")
+        str | None, typer.Option(help="Comma-separated; those that a suite is for if not given.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
+    backend: Annotated[
+        Literal["hf", "vllm"] | None, typer.Option(help="What computes; the recipe's, or hf.")
+    ] = None,
 ) -> None:
-    """Run lm-eval over the base and the trained models, side by side.
+    """Run lm-eval over the base and the trained models, side by side; on all GPUs, or `launch.num_ranks` ranks.
 
     Example: lape-ds eval recipes/quickstart.yaml --languages mlt,eng
     """
-    from lape_ds.evaluation.command import evaluate_command
+    from lape_ds.evaluation.request import EvalRequest, run_evaluation
 
     overrides = [text for text in targets if "=" in text and not Path(text).exists()]
-    evaluate_command(
-        [text for text in targets if text not in overrides],
-        overrides=overrides,
-        suite=suite,
-        languages=listed(languages),
-        output_dir=output,
-        batch_size=batch_size,
-        limit=limit,
+    code = run_evaluation(
+        EvalRequest(
+            targets=[text for text in targets if text not in overrides],
+            overrides=overrides,
+            suites=listed(suite),
+            languages=listed(languages),
+            output_dir=output,
+            batch_size=batch_size,
+            limit=limit,
+            backend=backend,
+        )
     )
+    if code:
+        raise SystemExit(code)

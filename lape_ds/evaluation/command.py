@@ -1,128 +1,112 @@
-"""`lape-ds eval`: from what the user names (recipe, runs, models) to models measured and set side by side."""
+"""`lape-ds eval`: models measured and set side by side.
+
+After the harness; on the first rank alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.harness import Results, evaluate
-from lape_ds.evaluation.suites import load_suite, plan
+from lape_ds.evaluation.harness import Measured, Results, measure
+from lape_ds.evaluation.lm import ModelSettings
+from lape_ds.evaluation.request import EvalRequest, first_recipe
+from lape_ds.evaluation.serving import ServedModel
+from lape_ds.evaluation.subjects import named_models
+from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.table import side_by_side
-from lape_ds.model.loading import resolve_model
-from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.recipe.environment import enter_environment
+from lape_ds.recipe import Recipe
 
 NUM_OTHER_LANGUAGES = 2  # beside the target, when the user names no language
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A model to measure: a folder or hub id, and what it is called in the table."""
-
-    label: str
-    path: str
-    revision: str | None = None
-
-
-def evaluate_command(
-    targets: Sequence[str],
-    *,
-    overrides: Sequence[str] = (),
-    suite: str | None = None,
-    languages: Sequence[str] = (),
-    output_dir: Path | None = None,
-    batch_size: int | None = None,
-    limit: int | None = None,
-) -> Results:
-    """Measures what is named, prints the table and returns the results.
-
-    Args:
-        targets: Recipes (the base and every exported run), run folders (the base and this run's model),
-            models (folder or hub id).
-        overrides: `key=value` for recipes.
-        suite: Name or path; None: the recipe's, or `quickstart`.
-        languages: Any names; empty: the recipe's target and two further languages that it identifies.
-        output_dir: Where results go; None: `eval/` in the recipe's output folder.
-        batch_size: None: the recipe's, or 16.
-        limit: Documents per task; None: the recipe's, or all.
+def evaluate_command(request: EvalRequest) -> Results:
+    """Measures what is named, prints a table for each suite and returns the results.
 
     Raises:
         UserError: Something named is not there, or only models are named without languages or output folder.
+        TasksFailed: Some tasks failed; the others are measured, kept and shown.
     """
-    recipe, subjects = _subjects(targets, overrides)
-    if recipe is None and (not languages or output_dir is None):
+    recipe = first_recipe(request.targets, request.overrides)
+    if recipe is None and (not request.languages or request.output_dir is None):
         raise UserError(
             "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
         )
-    if recipe is not None:
-        enter_environment(recipe.env)
-        languages = languages or _default_languages(recipe)
-        output_dir = output_dir or recipe.output_dir / "eval"
-    assert output_dir is not None
-    chosen = load_suite(suite or (recipe.eval.suite if recipe else "quickstart"))
-    results = evaluate(
-        {one.label: resolve_model(one.path, one.revision) for one in subjects},
-        suite=chosen,
-        languages=languages,
-        output_dir=output_dir,
-        batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
-        limit=limit or (recipe.eval.limit if recipe else None),
-        dtype=recipe.model.dtype if recipe else "float32",
+    output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
+    sources = named_models(request.targets, request.overrides)
+    plans = _plans(request, recipe)
+    with ServedModel() as model:
+        measured = measure(
+            model,
+            sources,
+            _each_once(plans),
+            settings=_settings(request, recipe),
+            output_dir=output_dir,
+            limit=request.limit or (recipe.eval.limit if recipe else None),
+        )
+        _show(plans, measured, output_dir)
+        measured.check()
+    return measured.results
+
+
+def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
+    if recipe is None:
+        return ModelSettings(
+            request.backend or "hf", batch_size=request.batch_size or ModelSettings.batch_size
+        )
+    return ModelSettings(
+        request.backend or recipe.eval.backend,
+        dtype=recipe.model.dtype,
+        batch_size=request.batch_size or recipe.eval.batch_size,
     )
-    console = Console()
-    # Rows are long and a log has no width of its own.
-    console = console if console.is_terminal else Console(width=80 + 30 * len(results))
-    console.print(side_by_side(plan(chosen, languages), results, title=f"{chosen.name} suite"))
-    console.print(f"results and samples: {output_dir}")
-    return results
 
 
-def _subjects(targets: Sequence[str], overrides: Sequence[str]) -> tuple[Recipe | None, list[_Subject]]:
-    """The models behind what the user named, each once and under its own label, and the first recipe met."""
-    first: Recipe | None = None
-    subjects: dict[str, _Subject] = {}
-    for target in targets:
-        recipe, found = _named_by(target, overrides)
-        first = first or recipe
-        for subject in found:
-            same_label = subjects.setdefault(subject.label, subject)
-            if same_label != subject:
-                longer = f"{Path(subject.path).parent.name}-{subject.label}"
-                subjects[longer] = _Subject(longer, subject.path, subject.revision)
-    if not subjects:
-        raise UserError("name at least one recipe, run folder or model to evaluate")
-    return first, list(subjects.values())
+def _plans(request: EvalRequest, recipe: Recipe | None) -> list[tuple[Suite, list[PlannedTask]]]:
+    names = request.suites or [recipe.eval.suite if recipe else "quickstart"]
+    suites = [load_suite(name) for name in dict.fromkeys(names)]
+    return [(suite, plan(suite, _languages(request, recipe))) for suite in suites]
 
 
-def _named_by(target: str, overrides: Sequence[str]) -> tuple[Recipe | None, list[_Subject]]:
-    path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
-        recipe = load_recipe(path, overrides)
-        runs = [config.parent.parent for config in (recipe.output_dir / "train").glob("*/model/config.json")]
-        runs.sort(
-            key=lambda run_dir: (run_dir.name.startswith("random"), run_dir.name)
-        )  # controls stand last
-        return recipe, [_base(recipe), *map(_exported, runs)]
-    if (path / "recipe.yaml").is_file():
-        if not (path / "model" / "config.json").is_file():
-            raise UserError(f"run {path} has no exported model: run `lape-ds export {path}` first")
-        recipe = load_recipe(path / "recipe.yaml", [])
-        return recipe, [_base(recipe), _exported(path)]
-    return None, [_Subject(path.name, target)]
-
-
-def _base(recipe: Recipe) -> _Subject:
-    return _Subject("base", recipe.model.path, recipe.model.revision)
-
-
-def _exported(run_dir: Path) -> _Subject:
-    return _Subject(run_dir.name, str(run_dir / "model"))
-
-
-def _default_languages(recipe: Recipe) -> list[str]:
+def _languages(request: EvalRequest, recipe: Recipe | None) -> Sequence[str]:
+    if request.languages or recipe is None:
+        return request.languages
     others = [code for code in recipe.languages.identify if code != recipe.languages.target]
     return [recipe.languages.target, *others[:NUM_OTHER_LANGUAGES]]
+
+
+def _each_once(plans: Sequence[tuple[Suite, Sequence[PlannedTask]]]) -> list[PlannedTask]:
+    """The tasks of all suites: a task that two of them have is measured once.
+
+    Raises:
+        UserError: Two suites have a task of one name in different settings, whose results would have one file.
+    """
+    tasks: dict[str, tuple[Suite, PlannedTask]] = {}
+    for suite, planned in plans:
+        for one in planned:
+            other, same = tasks.setdefault(one.name, (suite, one))
+            if (same.harness_task, same.metadata, same.spec.num_fewshot) != (
+                one.harness_task,
+                one.metadata,
+                one.spec.num_fewshot,
+            ):
+                raise UserError(
+                    f"suites {other.name} and {suite.name} measure {one.name} in different ways: give them one at a time, each "
+                    "with an --output of its own"
+                )
+    return [one for _, one in tasks.values()]
+
+
+def _show(plans: Sequence[tuple[Suite, Sequence[PlannedTask]]], measured: Measured, output_dir: Path) -> None:
+    labels = list(measured.results)
+    console = Console()
+    # Rows are long and a log has no width of its own.
+    console = console if console.is_terminal else Console(width=80 + 30 * len(labels))
+    for suite, planned in plans:
+        console.print(side_by_side(planned, measured.results, title=f"{suite.name} suite"))
+    console.print(f"results and samples: {output_dir}", soft_wrap=True)
+    if len(labels) > 1:
+        named = " ".join(str(output_dir / label) for label in labels)
+        console.print(f"what is significant: lape-ds compare {named}", soft_wrap=True, markup=False)

@@ -45,6 +45,8 @@ Results = dict[str, dict[str, TaskResult]]
 # Of config.json: they tell who wrote the file, not what the model computes.
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 
+_NAMED = 12  # failed tasks in one line
+
 
 @dataclass
 class Measured:
@@ -65,10 +67,12 @@ class Measured:
             TasksFailed: Names what failed.
         """
         if self.failures:
-            named = "; ".join(f"{label}: {task}" for label, task in self.failures)
+            failed = [f"{label}: {task}" for label, task in self.failures]
+            more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+            num_tasks = len(failed) + sum(map(len, self.results.values()))
             raise TasksFailed(
-                f"{len(self.failures)} of {len(self.failures) + sum(map(len, self.results.values()))} tasks failed ({named}); the "
-                "others are measured and kept, and the same command tries these again"
+                f"{len(failed)} of {num_tasks} tasks failed ({'; '.join(failed[:_NAMED])}{more}); the others are measured and kept, "
+                "and the same command tries these again"
             )
 
 
@@ -116,9 +120,7 @@ def evaluate(
     sources = [ModelSource(label, str(folder)) for label, folder in models.items()]
     settings = ModelSettings(dtype=dtype, batch_size=batch_size)
     with ServedModel() as model:
-        measured = measure(
-            model, sources, planned, settings=settings, output_dir=output_dir, limit=limit
-        )
+        measured = measure(model, sources, planned, settings=settings, output_dir=output_dir, limit=limit)
         measured.check()
     return measured.results
 
@@ -156,7 +158,7 @@ def measure(
     check_writable(output_dir)
     measured = Measured({source.label: {} for source in sources})
     with quiet_harness():
-        tasks = _build(planned, [source.label for source in sources], output_dir, measured)
+        tasks = _build(planned, [source.label for source in sources], measured)
         run = _Run(model, tasks, settings, output_dir, limit)
         for source in sources:
             _measure_model(source, run, measured)
@@ -164,20 +166,21 @@ def measure(
 
 
 def _build(
-    planned: Sequence[PlannedTask], labels: Sequence[str], output_dir: Path, measured: Measured
+    planned: Sequence[PlannedTask], labels: Sequence[str], measured: Measured
 ) -> dict[str, tuple[PlannedTask, Task]]:
     """The tasks with their documents; those that cannot be had are told at once."""
     tasks: dict[str, tuple[PlannedTask, Task]] = {}
-    last: UserError | None = None
+    failed: dict[str, UserError] = {}
     for one in planned:
         try:
             tasks[one.name] = (one, build_task(one))
         except UserError as error:
-            tell_error(f"{one.name}: {error}")
-            measured.failures |= {(label, one.name): str(error) for label in labels}
-            last = error
-    if last is not None and not tasks:
-        raise last
+            failed[one.name] = error
+    if not tasks:
+        raise next(iter(failed.values()))
+    for name, error in failed.items():
+        tell_error(f"{name}: {error}")
+        measured.failures |= {(label, name): str(error) for label in labels}
     return tasks
 
 
@@ -186,7 +189,9 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
     folder = run.output_dir / source.label
     common = _model_settings(source, run)
     wanted = {name: common | task_settings(planned, task) for name, (planned, task) in run.tasks.items()}
-    results = {name: found for name in run.tasks if (found := _stored(folder, run.tasks[name][0], wanted[name]))}
+    results = {
+        name: found for name in run.tasks if (found := _stored(folder, run.tasks[name][0], wanted[name]))
+    }
     missing = [name for name in run.tasks if name not in results]
     if missing:
         run.model.load(source, run.settings, weights=common["model_fingerprint"])
@@ -195,7 +200,9 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
             for number, name in enumerate(missing, start=1):
                 shown = f"{name}, {number} of {len(missing)} tasks"
                 ends_at = bar.done + sizes[name]
-                run.model.advance = lambda share, size=sizes[name], note=shown: bar.advance(share * size, note=note)
+                run.model.advance = lambda share, size=sizes[name], note=shown: bar.advance(
+                    share * size, note=note
+                )
                 found = _attempt(source.label, name, wanted[name], run, measured)
                 if found is not None:
                     results[name] = found
@@ -248,7 +255,9 @@ def _run_task(
     samples = found["samples"][planned.name]
     scores = _scores(found["results"][planned.name], samples, task)
     if planned.spec.metric not in scores:
-        raise UserError(f"{planned.spec.metric} is no finite number: the model's outputs are broken, or the metric")
+        raise UserError(
+            f"{planned.spec.metric} is no finite number: the model's outputs are broken, or the metric"
+        )
     result = TaskResult(
         task=planned.name,
         language=planned.language,
@@ -272,7 +281,9 @@ def _reading(planned: PlannedTask) -> dict[str, Any]:
     }
 
 
-def _scores(aggregates: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], task: Task) -> dict[str, Score]:
+def _scores(
+    aggregates: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], task: Task
+) -> dict[str, Score]:
     """The task's metrics that are finite numbers, by the names that `TaskResult.scores` tells."""
     scores: dict[str, Score] = {}
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))

@@ -5,8 +5,9 @@ In the evaluation room, below the ranks that serve it (serving.py); the only mod
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -59,7 +60,12 @@ class ModelSource:
         Raises:
             UserError: No such model, or it cannot be fetched.
         """
-        return resolve_model(self.path, self.revision)
+        return _folder(self.path, self.revision)
+
+
+@functools.cache  # the hub is asked once: a branch that moves meanwhile must not be two models
+def _folder(path: str, revision: str | None) -> Path:
+    return resolve_model(path, revision)
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,26 @@ class LocalModel(Protocol):
 
     piece_size: int  # requests that are best given to it at once
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]: ...
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]: ...
-    def generate_until(self, requests: list[Instance]) -> list[str]: ...
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
+        ...
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-likelihood in nats of each request's whole text."""
+        ...
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What the model writes after each context, up to the first stop sequence."""
+        ...
 
 
 class _Quiet:
     """Over a model class of the harness: without its double BOS and without its progress bars."""
 
     add_bos_token: bool | None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -157,12 +174,13 @@ class HarnessModel(_Quiet, _HFLM):
         return token_ids, mask
 
 
-def load_harness_model(source: ModelSource, settings: ModelSettings) -> LocalModel:
+def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights: str) -> LocalModel:
     """Loads a model onto this rank's device (vLLM: onto all visible GPUs).
 
     Args:
         source: The model.
         settings: Backend, precision, requests per forward pass.
+        weights: Fingerprint of the folder, which a pack must be made for.
 
     Raises:
         UserError: The model or its tokenizer cannot be loaded, or vLLM is wanted and not there.
@@ -185,7 +203,7 @@ def load_harness_model(source: ModelSource, settings: ModelSettings) -> LocalMod
     )
 
 
-def check_backend(settings: ModelSettings, sources: list[ModelSource], *, num_ranks: int) -> None:
+def check_backend(settings: ModelSettings, sources: Sequence[ModelSource], *, num_ranks: int) -> None:
     """Refuses what vLLM cannot do, before anything is loaded.
 
     Raises:
@@ -204,7 +222,9 @@ def check_backend(settings: ModelSettings, sources: list[ModelSource], *, num_ra
                 f"{source.label}: vLLM cannot apply {source.pack}: run `lape-ds export` first, or use eval.backend=hf"
             )
     if find_spec("vllm") is None:
-        raise UserError("eval.backend: vllm is not installed here: `pip install vllm`, or use eval.backend=hf")
+        raise UserError(
+            "eval.backend: vllm is not installed here: `pip install vllm`, or use eval.backend=hf"
+        )
 
 
 def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, Any]:

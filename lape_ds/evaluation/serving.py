@@ -1,7 +1,7 @@
 """All ranks of an evaluation answer what the harness asks the first one.
 
-Between the models (lm.py), one on every rank, and the harness, which runs on the first rank alone and sees one model and a world of
-one: prompts cannot depend on the number of ranks. Each request is answered by one rank, in float32 to the same numbers on any.
+Between the models (lm.py), one on every rank, and the harness, which runs on the first rank alone and sees one model and a world
+of one: prompts cannot depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class ServedModel(LM):
 
     def __init__(self) -> None:
         super().__init__()
-        self.advance: Callable[[float], None] = lambda share: None  # told of every part of the requests answered
+        self.advance: Callable[[float], None] = lambda share: (
+            None
+        )  # told of every part of the requests answered
         self._model: LocalModel | None = None
         self._others: list[Channel] = []
 
@@ -107,7 +109,7 @@ class ServedModel(LM):
         self._model = None  # its memory, before the next one's
         for other in self._others:
             other.send(_Load(source, settings, weights))
-        self._model = load_harness_model(source, settings)
+        self._model = load_harness_model(source, settings, weights=weights)
         for other in self._others:
             other.receive()
 
@@ -144,7 +146,9 @@ class ServedModel(LM):
 class _Collected:
     """The answers of all ranks to their shares, as they come."""
 
-    def __init__(self, others: Sequence[Channel], sizes: Sequence[int], advance: Callable[[float], None]) -> None:
+    def __init__(
+        self, others: Sequence[Channel], sizes: Sequence[int], advance: Callable[[float], None]
+    ) -> None:
         self.answers: list[list[Any]] = [[] for _ in sizes]
         self._sizes, self._advance = sizes, advance
         self._failures: list[tuple[str, str]] = []
@@ -189,7 +193,7 @@ def serve() -> int:
                 case _Load(source, settings, weights):
                     model = None
                     _check_same_weights(source, weights)
-                    model = load_harness_model(source, settings)
+                    model = load_harness_model(source, settings, weights=weights)
                     first.send(None)
                 case _Ask(method, share):
                     assert model is not None
@@ -203,7 +207,8 @@ def _check_same_weights(source: ModelSource, expected: str) -> None:
         folder = source.folder()
         if fingerprint(folder) != expected:
             raise UserError(
-                f"{source.label}: {folder} on {socket.gethostname()} holds other weights than on the first rank's host; copy it anew"
+                f"{source.label}: {folder} on {socket.gethostname()} holds other weights than on the first rank's host: copy it "
+                "there anew"
             )
 
 
@@ -213,7 +218,9 @@ def _replies(model: LocalModel, method: str, share: Sequence[Arguments]) -> Iter
         requests = [Instance(method, {}, one, number) for number, one in enumerate(piece)]  # type: ignore[arg-type]
         try:
             answers = getattr(model, method)(requests)
-        except Exception as error:  # of any kind, from the harness or the model: the first rank tells it as the task's
+        except (
+            Exception
+        ) as error:  # of any kind, from the harness or the model: the first rank tells it as the task's
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # of what did not fit
             where = f"rank {ranks.rank()} on {socket.gethostname()}: " if ranks.world_size() > 1 else ""
@@ -235,7 +242,7 @@ def told(error: BaseException) -> str:
 def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
     """Which requests each rank answers, as numbers: about equal lengths of text, the longest first.
 
-    Requests of one context stay together, and next to each other: the harness runs one row for all continuations of a single token.
+    Requests of one context stay together, next to each other: the harness runs one row for all continuations of a single token.
 
     Args:
         requests: Their arguments; the first is the context, or the text.

@@ -362,6 +362,7 @@ class EvalSection(Section):
     suite: str = "quickstart"
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # documents per task
+    backend: Literal["hf", "vllm"] = "hf"  # vLLM divides a model over the visible GPUs, in one process
 
 
 class Recipe(Section):

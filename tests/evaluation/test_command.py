@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.command import evaluate_command
+from lape_ds.evaluation.harness import Results
+from lape_ds.evaluation.request import EvalRequest
+from lape_ds.evaluation.subjects import named_models
+from lape_ds.evaluation.suites import load_suite
 
 RECIPE = """\
 name: tiny
@@ -18,6 +24,10 @@ model: {{path: {model}, dtype: float32}}
 corpus: {{source: {{kind: cldr, records: 10}}}}
 eval: {{limit: 2}}
 """
+
+
+def measured(*targets: str, **options: Any) -> Results:
+    return evaluate_command(EvalRequest(targets, **options))
 
 
 @pytest.fixture
@@ -37,7 +47,7 @@ def recipe(tmp_path: Path, model_folder: Path, other_folder: Path) -> Path:
 def test_a_recipe_means_its_base_and_its_exported_runs(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    results = evaluate_command([str(recipe)])
+    results = measured(str(recipe))
     assert list(results) == ["base", "subnetwork", "random-seed0"]  # the control stands last
     # The target and two more of those identified.
     assert {result.language for result in results["base"].values()} == {"mlt_Latn", "eng_Latn", "kat_Geor"}
@@ -53,7 +63,7 @@ def test_a_recipe_means_its_base_and_its_exported_runs(
 
 def test_a_run_folder_means_its_base_and_itself(recipe: Path, tmp_path: Path):
     run = tmp_path / "runs" / "train" / "subnetwork"
-    results = evaluate_command([str(run)], languages=["mlt"], output_dir=tmp_path / "out", limit=1)
+    results = measured(str(run), languages=["mlt"], output_dir=tmp_path / "out", limit=1)
     assert list(results) == ["base", "subnetwork"]
     assert (tmp_path / "out" / "base" / "cldr_topic_mlt_Latn.json").is_file()
 
@@ -62,8 +72,11 @@ def test_the_same_model_is_measured_once_and_labels_differ(recipe: Path, tmp_pat
     runs = tmp_path / "runs" / "train"
     again = tmp_path / "copy" / "tiny"
     shutil.copytree(model_folder, again)
-    results = evaluate_command(
-        [str(runs / "subnetwork"), str(runs / "random-seed0"), str(model_folder), str(again)],
+    results = measured(
+        str(runs / "subnetwork"),
+        str(runs / "random-seed0"),
+        str(model_folder),
+        str(again),
         languages=["mlt"],
         limit=1,
     )
@@ -72,21 +85,70 @@ def test_the_same_model_is_measured_once_and_labels_differ(recipe: Path, tmp_pat
 
 def test_what_cannot_be_measured_is_refused(recipe: Path, tmp_path: Path, model_folder: Path):
     with pytest.raises(UserError, match=r"unfinished has no exported model: run `lape-ds export"):
-        evaluate_command([str(tmp_path / "runs" / "train" / "unfinished")])
+        measured(str(tmp_path / "runs" / "train" / "unfinished"))
     with pytest.raises(UserError, match=r"--languages .* and --output"):
-        evaluate_command([str(model_folder)])
+        measured(str(model_folder))
     with pytest.raises(UserError, match="name at least one"):
-        evaluate_command([])
+        measured()
     with pytest.raises(UserError, match=r"no recipe .*nothing\.yaml"):
-        evaluate_command(["nothing.yaml"])
+        measured("nothing.yaml")
     with pytest.raises(UserError, match=r"no config\.json"):
-        evaluate_command([str(tmp_path)], languages=["mlt"], output_dir=tmp_path / "out")
+        measured(str(tmp_path), languages=["mlt"], output_dir=tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
-        evaluate_command([str(recipe)], suite="quikstart")
+        measured(str(recipe), suites=["quikstart"])
     assert not (tmp_path / "out").exists()
 
 
 def test_overrides_reach_the_recipe(recipe: Path):
-    results = evaluate_command([str(recipe)], overrides=["eval.limit=1", "languages.target=kat"])
+    results = measured(str(recipe), overrides=["eval.limit=1", "languages.target=kat"])
     assert {result.language for result in results["base"].values()} == {"kat_Geor", "eng_Latn", "mlt_Latn"}
     assert all(result.num_documents == 1 for result in results["base"].values())
+
+
+def test_settings_reach_a_run_and_are_refused_without_one(recipe: Path, tmp_path: Path, model_folder: Path):
+    run = tmp_path / "runs" / "train" / "subnetwork"
+    results = measured(str(run), overrides=["eval.limit=1"], languages=["mlt"])
+    assert all(result.num_documents == 1 for result in results["base"].values())
+    with pytest.raises(UserError, match=r"^eval\.limit=1 changes a recipe, and none is named"):
+        measured(
+            str(model_folder), overrides=["eval.limit=1"], languages=["mlt"], output_dir=tmp_path / "out"
+        )
+
+
+def test_several_suites_have_a_table_each_and_models_are_loaded_once(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own = load_suite("quickstart").model_dump(mode="json", exclude_defaults=True)
+    own |= {"name": "own", "tasks": {"named": own["tasks"]["topic"], "cloze": own["tasks"]["cloze"]}}
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps(own), encoding="utf-8")
+    results = measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+    assert len(results["base"]) == 4
+    captured = capsys.readouterr()
+    assert (
+        captured.out.index("quickstart suite")
+        < captured.out.index("own suite")
+        < captured.out.index("named ↑")
+    )
+    assert captured.err.count("evaluating ") == 3
+    folder = tmp_path / "runs" / "eval"
+    assert captured.out.splitlines()[-2:] == [
+        f"results and samples: {folder}",
+        f"what is significant: lape-ds compare {folder}/base {folder}/subnetwork {folder}/random-seed0",
+    ]
+    own["tasks"]["named"]["num_fewshot"] = 2
+    path.write_text(json.dumps(own), encoding="utf-8")
+    with pytest.raises(
+        UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
+    ):
+        measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+
+
+def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Path):
+    folders = []
+    for name in ("a/x/tiny", "b/x/tiny", "c/tiny"):
+        shutil.copytree(model_folder, tmp_path / name)
+        folders.append(str(tmp_path / name))
+    run = tmp_path / "runs" / "train" / "subnetwork"
+    found = named_models([*folders, folders[0], f"{run}/model", str(run)], [])
+    assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
