@@ -1,8 +1,8 @@
 """Lines over which the first rank of an evaluation gives the others work and hears their answers.
 
 Below serving.py. Python objects over TCP, to the address where every rank has already reached the first one (heartbeat.py). Not
-torch's collectives: gloo would look for a network interface by the host's own name, and all of them have time-outs, while the first
-rank may fetch a data set for an hour before it asks anything. Who has died is told by the heartbeat.
+torch's collectives: gloo would look for a network interface by the host's own name, and all of them have time-outs, while the
+first rank may fetch a data set for an hour before it asks anything. Who has died is told by the heartbeat.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rich.console import Console
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness import Measured, Results, measure
 from lape_ds.evaluation.lm import ModelSettings
-from lape_ds.evaluation.request import EvalRequest, first_recipe
+from lape_ds.evaluation.request import EvalRequest
 from lape_ds.evaluation.serving import ServedModel
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
@@ -30,13 +30,9 @@ def evaluate_command(request: EvalRequest) -> Results:
         UserError: Something named is not there, or only models are named without languages or output folder.
         TasksFailed: Some tasks failed; the others are measured, kept and shown.
     """
-    recipe = first_recipe(request.targets, request.overrides)
-    if recipe is None and (not request.languages or request.output_dir is None):
-        raise UserError(
-            "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
-        )
-    output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
     sources = named_models(request.targets, request.overrides)
+    recipe = request.recipe()
+    output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
     plans = _plans(request, recipe)
     with ServedModel() as model:
         measured = measure(

@@ -71,8 +71,8 @@ class Measured:
             more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
             num_tasks = len(failed) + sum(map(len, self.results.values()))
             raise TasksFailed(
-                f"{len(failed)} of {num_tasks} tasks failed ({'; '.join(failed[:_NAMED])}{more}); the others are measured and kept, "
-                "and the same command tries these again"
+                f"{len(failed)} of {num_tasks} tasks failed ({'; '.join(failed[:_NAMED])}{more}); the others are kept, and the "
+                "same command tries these again"
             )
 
 

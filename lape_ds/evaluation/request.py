@@ -47,6 +47,25 @@ class EvalRequest:
     limit: int | None = None
     backend: Literal["hf", "vllm"] | None = None
 
+    def recipe(self) -> Recipe | None:
+        """The recipe that says where and how: of the first recipe or run that is named; None for models alone.
+
+        Raises:
+            UserError: It is not valid, or there is none and what it would say is not given.
+        """
+        for target in self.targets:
+            if (path := recipe_path(target)) is not None:
+                return load_recipe(path, self.overrides)
+        if self.overrides:
+            raise UserError(
+                f"{self.overrides[0]} changes a recipe, and none is named: name a recipe or a run, or leave it out"
+            )
+        if not self.languages or self.output_dir is None:
+            raise UserError(
+                "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
+            )
+        return None
+
     def words(self) -> list[str]:
         """As words of a command line, which ask for the same."""
         options = {
@@ -59,22 +78,6 @@ class EvalRequest:
         }
         given = [word for name, value in options.items() if value for word in (name, str(value))]
         return [*self.targets, *self.overrides, *given]
-
-
-def first_recipe(targets: Sequence[str], overrides: Sequence[str]) -> Recipe | None:
-    """The recipe that says where and how: of the first recipe or run among what is named; None for models alone.
-
-    Raises:
-        UserError: It is not valid, or settings are given and there is no recipe that they could change.
-    """
-    for target in targets:
-        if (path := recipe_path(target)) is not None:
-            return load_recipe(path, overrides)
-    if overrides:
-        raise UserError(
-            f"{overrides[0]} changes a recipe, and none is named: name a recipe or a run, or leave it out"
-        )
-    return None
 
 
 def recipe_path(target: str) -> Path | None:
@@ -108,7 +111,7 @@ def run_evaluation(request: EvalRequest) -> int:
 
 
 def _recipe(request: EvalRequest) -> Recipe | None:
-    recipe = first_recipe(request.targets, request.overrides)
+    recipe = request.recipe()
     if recipe is not None:
         enter_environment(recipe.env)
     return recipe

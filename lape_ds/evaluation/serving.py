@@ -11,6 +11,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -236,7 +237,9 @@ def told(error: BaseException) -> str:
         return text
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory; set a smaller --batch-size ({text[:200]})"
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):  # a bare assertion
+        text = f"in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    return f"{type(error).__name__}: {text[:500]}"
 
 
 def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:

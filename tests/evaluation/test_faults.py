@@ -1,4 +1,4 @@
-"""An evaluation that is killed, stopped, or finds no room on the disk: one line, finished tasks kept, the same command goes on."""
+"""An evaluation killed, stopped, or without room on the disk: one line, finished tasks kept, the same command goes on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def test_a_rank_killed_in_the_middle_and_the_same_command_on_other_ranks(recipe: Path, tmp_path: Path):
-    """The rest is measured by `lape-ds eval` with two ranks of its own; all is as one rank measures it with another batch size."""
+    """The rest is measured by two ranks that `lape-ds eval` starts; all is as one rank measures it with another batch size."""
     folder = tmp_path / "out" / "eval"
     job = Job(tmp_path / "job").start(
         command_line, "eval", str(recipe), "--batch-size", "1", "--limit", "40", world_size=2

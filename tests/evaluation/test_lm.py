@@ -41,15 +41,15 @@ def test_vllm_gets_arguments_that_the_harness_knows(model_folder: Path):
 def test_vllm_is_refused_where_it_cannot_run(tmp_path: Path):
     sources, wanted = [ModelSource("tiny", str(tmp_path))], ModelSettings("vllm")
     with pytest.raises(
-        UserError, match="by itself, and there are 2 ranks: start `lape-ds eval` as one process"
+        UserError, match=r"by itself, and there are 2 ranks: start `lape-ds eval` as one process"
     ):
         check_backend(wanted, sources, num_ranks=2)
     packed = [ModelSource("tiny", str(tmp_path), pack=tmp_path / "pack.safetensors")]
-    with pytest.raises(UserError, match="tiny: vLLM cannot apply .*lape-ds export"):
+    with pytest.raises(UserError, match=r"tiny: vLLM cannot apply .*lape-ds export"):
         check_backend(wanted, packed, num_ranks=1)
     assert find_spec("vllm") is None
     with pytest.raises(
-        UserError, match="vllm is not installed here: `pip install vllm`, or use eval.backend=hf"
+        UserError, match=r"vllm is not installed here: `pip install vllm`, or use eval.backend=hf"
     ):
         check_backend(wanted, sources, num_ranks=1)
     check_backend(ModelSettings("hf"), packed, num_ranks=2)
