@@ -16,6 +16,7 @@ from lape_ds.cli_arguments import listed
 def add_eval_commands(app: typer.Typer) -> None:
     """Adds them to the app."""
     app.command("eval")(evaluate)
+    app.command("suites")(suites)
 
 
 def evaluate(
@@ -51,3 +52,30 @@ def evaluate(
         batch_size=batch_size,
         limit=limit,
     )
+
+
+def suites(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or path; all shipped ones if not given.", show_default=False)
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why.")
+    ] = None,
+) -> None:
+    """List the suites, or the tasks of one and the languages that they have.
+
+    Example: lape-ds suites monolingual --languages mlt,cym
+    """
+    from rich.console import Console
+
+    from lape_ds.evaluation.listing import suite_table, suites_table, tasks_of_languages
+    from lape_ds.evaluation.suites import load_suite
+
+    console = Console(soft_wrap=True)
+    if name is None:
+        console.print(suites_table())
+    elif languages is None:
+        console.print(suite_table(load_suite(name)))
+    else:
+        for line in tasks_of_languages(load_suite(name), listed(languages)):
+            print(line)

@@ -63,7 +63,7 @@ def evaluate_command(
         languages = languages or _default_languages(recipe)
         output_dir = output_dir or recipe.output_dir / "eval"
     assert output_dir is not None
-    chosen = load_suite(suite or (recipe.eval.suite if recipe else "quickstart"))
+    chosen = load_suite(suite or (recipe.eval.suites[0] if recipe else "quickstart"))
     results = evaluate(
         {one.label: resolve_model(one.path, one.revision) for one in subjects},
         suite=chosen,

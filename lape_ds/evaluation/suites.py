@@ -193,7 +193,7 @@ def _missing(spec: SuiteTask, language: Language) -> str | None:
     if spec.languages is not None and language.code not in spec.languages:
         return f"only in {', '.join(spec.languages)}"
     if any(getattr(language, column) is None for column in spec.placeholders()):
-        return f"has no {language.name}"
+        return f"no {language.name} in it"
     return None
 
 
