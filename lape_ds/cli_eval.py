@@ -66,16 +66,14 @@ def suites(
 
     Example: lape-ds suites monolingual --languages mlt,cym
     """
-    from rich.console import Console
-
-    from lape_ds.evaluation.listing import suite_table, suites_table, tasks_of_languages
+    from lape_ds.evaluation.listing import list_languages, list_suites, list_tasks
     from lape_ds.evaluation.suites import load_suite
 
-    console = Console(soft_wrap=True)
     if name is None:
-        console.print(suites_table())
+        lines = list_suites()
     elif languages is None:
-        console.print(suite_table(load_suite(name)))
+        lines = list_tasks(load_suite(name))
     else:
-        for line in tasks_of_languages(load_suite(name), listed(languages)):
-            print(line)
+        lines = list_languages(load_suite(name), listed(languages))
+    for line in lines:
+        typer.echo(line)
