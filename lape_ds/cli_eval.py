@@ -16,6 +16,7 @@ from lape_ds.cli_arguments import listed
 def add_eval_commands(app: typer.Typer) -> None:
     """Adds them to the app."""
     app.command("eval")(evaluate)
+    app.command("suites")(suites)
 
 
 def evaluate(
@@ -61,3 +62,28 @@ def evaluate(
     )
     if code:
         raise SystemExit(code)
+
+
+def suites(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or path; all shipped ones if not given.", show_default=False)
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why.")
+    ] = None,
+) -> None:
+    """List the suites, or the tasks of one and the languages that they have.
+
+    Example: lape-ds suites monolingual --languages mlt,cym
+    """
+    from lape_ds.evaluation.listing import list_languages, list_suites, list_tasks
+    from lape_ds.evaluation.suites import load_suite
+
+    if name is None:
+        lines = list_suites()
+    elif languages is None:
+        lines = list_tasks(load_suite(name))
+    else:
+        lines = list_languages(load_suite(name), listed(languages))
+    for line in lines:
+        typer.echo(line)
