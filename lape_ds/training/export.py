@@ -62,7 +62,7 @@ def export_model(
     Args:
         run_dir: Of a training.
         checkpoint: The one with the lowest held-out bits per byte, or the last one. A run in which no step improved on the
-            base has no best checkpoint.
+            base has no best checkpoint; of a run that measured nothing it is the last one.
         folder: Where to; an earlier export there is replaced, anything else is refused.
 
     Raises:
