@@ -71,30 +71,6 @@ LAYOUTS = [
 EVERY_THIRD = (LAYOUTS[1], LAYOUTS[3], LAYOUTS[4], LAYOUTS[6])
 
 
-def overrides(self) -> list[str]:
-    offload = {
-        "none": [],
-        "states": ["deepspeed.offload_optimizer=cpu"],
-        "weights": ["deepspeed.offload_parameters=cpu"],
-        "all": ["deepspeed.offload_optimizer=cpu", "deepspeed.offload_parameters=cpu"],
-    }[self.offload]
-    return [
-        f"deepspeed.zero_stage={self.stage}",
-        f"train.engine={self.engine}",
-        f"train.method={self.method}",
-        *offload,
-    ]
-
-
-LAYOUTS = [
-    *(Layout(stage, engine) for stage in (0, 1, 2, 3) for engine in ("compact", "masked")),
-    Layout(1, "masked", "states"),
-    Layout(2, "compact", "states"),
-    Layout(3, "masked", "weights"),
-    Layout(3, "compact", "all"),
-]
-
-
 def overrides(layout: Layout, measurement: str) -> list[str]:
     return [
         f"train.run_name=heldout/{layout.name}/{measurement}",
