@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_damaged_files_are_refused(fitting: tuple[Pack, PreTrainedModel], tmp_path: Path) -> None:
     path = tmp_path / "pack.safetensors"
-    with pytest.raises(UserError, match="no such file.*`lape-ds pack make RUN` writes"):
+    with pytest.raises(UserError, match=r"no such file.*`lape-ds pack make RUN` writes"):
         Pack.load(path)
     fitting[0].save(path)
     whole = path.read_bytes()
