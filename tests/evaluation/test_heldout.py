@@ -109,7 +109,7 @@ def test_other_tasks_and_given_paths_are_left_as_they_are(tiny_recipe: Path, tmp
 
 def files_recipe(tiny_recipe: Path, folder: Path) -> Recipe:
     """Welsh and Faroese from files below `folder`."""
-    source = f"{{kind: files, path: {folder}/{{iso639_3}}.jsonl}}"
+    source = f"{{kind: files, path: '{folder}/{{iso639_3}}.jsonl'}}"
     return recipe_of(
         tiny_recipe, f"corpus.per_language={{cy: {source}, fo: {source}}}", f"output_dir={folder}/out"
     )

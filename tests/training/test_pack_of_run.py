@@ -60,7 +60,12 @@ def make_base(folder: Path, model_type: str, dtype: str, tokenizer_folder: Path)
 def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Run folders by model type and dtype, and of two methods that make no packs; all trained by one process."""
     root = tmp_path_factory.mktemp("packs")
-    common = ["train.max_steps=2", "train.heldout.every_steps=null", "train.replay={share: 0}"]
+    common = [
+        "train.max_steps=2",
+        "train.schedule.warmup_steps=1",
+        "train.heldout.every_steps=null",
+        "train.replay={share: 0}",
+    ]
     overrides: dict[str, list[str]] = {}
     for model_type, dtype in CASES:
         name = f"{model_type}-{dtype}"
