@@ -16,6 +16,7 @@ import typer
 from lape_ds import __version__
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed
 from lape_ds.cli_eval import add_eval_commands
+from lape_ds.cli_pack import add_pack_commands
 from lape_ds.cli_plan import add_plan_commands
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
@@ -250,6 +251,7 @@ def languages(
 
 add_plan_commands(app)
 add_eval_commands(app)
+add_pack_commands(app)
 
 
 @neurons_app.command("show")
