@@ -34,6 +34,9 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
+    ] = False,
 ) -> None:
     """Run lm-eval over the base and the trained models, side by side.
 
@@ -50,4 +53,5 @@ def evaluate(
         output_dir=output,
         batch_size=batch_size,
         limit=limit,
+        prefetch_only=prefetch,
     )

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness import Results, evaluate
+from lape_ds.evaluation.prefetch import prefetch
 from lape_ds.evaluation.suites import load_suite, plan
 from lape_ds.evaluation.table import side_by_side
 from lape_ds.model.loading import resolve_model
@@ -37,6 +38,7 @@ def evaluate_command(
     output_dir: Path | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
+    prefetch_only: bool = False,
 ) -> Results:
     """Measures what is named, prints the table and returns the results.
 
@@ -49,6 +51,7 @@ def evaluate_command(
         output_dir: Where results go; None: `eval/` in the recipe's output folder.
         batch_size: None: the recipe's, or 16.
         limit: Documents per task; None: the recipe's, or all.
+        prefetch_only: Bring models and data to this machine and measure nothing.
 
     Raises:
         UserError: Something named is not there, or only models are named without languages or output folder.
@@ -64,6 +67,9 @@ def evaluate_command(
         output_dir = output_dir or recipe.output_dir / "eval"
     assert output_dir is not None
     chosen = load_suite(suite or (recipe.eval.suite if recipe else "quickstart"))
+    if prefetch_only:
+        prefetch({one.label: (one.path, one.revision) for one in subjects}, plan(chosen, languages))
+        return {}
     results = evaluate(
         {one.label: resolve_model(one.path, one.revision) for one in subjects},
         suite=chosen,
