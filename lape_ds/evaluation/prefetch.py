@@ -7,6 +7,7 @@ no list of what they need.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -56,8 +57,7 @@ def prefetch(models: Models, planned: Sequence[PlannedTask]) -> None:
 
 def _fetch(models: Models, planned: Sequence[PlannedTask]) -> list[str]:
     """Asks the hub for each thing and tells what came; returns what failed."""
-    if not sys.stderr.isatty():
-        _without_bars()
+    _quiet(bars=sys.stderr.isatty())
     missing: list[str] = []
     before = _cached_bytes()
     for name, fault in _ask(models, planned):
@@ -173,21 +173,21 @@ def _size(num_bytes: int) -> str:
     return f"{size:.3g} GB"
 
 
-def _without_bars() -> None:
-    """Progress bars would fill a log."""
-    from datasets import disable_progress_bars
-    from huggingface_hub.utils import disable_progress_bars as disable_hub_bars
+def _quiet(*, bars: bool) -> None:
+    """Silences what is said of every task and data set, and unless they are wanted the bars, which would fill a log."""
+    import datasets
+    import huggingface_hub
 
-    disable_progress_bars()
-    disable_hub_bars()
+    datasets.logging.set_verbosity_error()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not bars:
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def _main() -> None:
     """The process without a network: what to ask for on stdin, its answers on stdout."""
-    from datasets.utils.logging import set_verbosity_error
-
-    set_verbosity_error()  # it tells of every data set that it takes from the cache
-    _without_bars()
+    _quiet(bars=False)
     models, planned = pickle.load(sys.stdin.buffer)
     print(json.dumps(list(_ask(models, planned))))
 

@@ -51,7 +51,6 @@ def build_task(planned: PlannedTask) -> Task:
         task = manager.load(planned.harness_task)["tasks"][planned.harness_task]
     task.set_config("task", planned.name)
     task.set_config("num_fewshot", planned.spec.num_fewshot)
-    task.set_fewshot_seed(FEWSHOT_SEED)
     directions: dict[str, bool] = dict(task.higher_is_better() or {})
     metric, direction = planned.spec.metric, planned.spec.direction
     if metric not in directions:
