@@ -23,7 +23,7 @@ from lape_ds.errors import UserError
 from lape_ds.evaluation.lm import MAX_LENGTH, HarnessModel, load_harness_model, quiet_harness
 from lape_ds.evaluation.results import Score, TaskResult, read_result, standard_error, write_result
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
-from lape_ds.evaluation.tasks import FEWSHOT_SEED, build_task, task_settings
+from lape_ds.evaluation.tasks import build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.runlog import progress
 
@@ -111,7 +111,6 @@ def _evaluate_model(label: str, folder: Path, run: _Run) -> dict[str, TaskResult
 def _run_task(
     model: HarnessModel, planned: PlannedTask, task: Task, settings: dict[str, Any], *, limit: int | None
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
-    task.set_fewshot_seed(FEWSHOT_SEED)  # the examples that are drawn move on with each model
     # The harness's `simple_evaluate` is this call and half a second of listing the environment.
     found: Any = run_harness(
         model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
