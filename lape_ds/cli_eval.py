@@ -40,6 +40,9 @@ def evaluate(
     backend: Annotated[
         Literal["hf", "vllm"] | None, typer.Option(help="What computes; the recipe's, or hf.")
     ] = None,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
+    ] = False,
 ) -> None:
     """Run lm-eval over the base and the trained models, side by side; on all GPUs, or `launch.num_ranks` ranks.
 
@@ -58,6 +61,7 @@ def evaluate(
             batch_size=batch_size,
             limit=limit,
             backend=backend,
+            prefetch=prefetch,
         )
     )
     if code:

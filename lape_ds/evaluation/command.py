@@ -6,21 +6,39 @@ After the harness; on the first rank alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness import Measured, Results, measure
+from lape_ds.evaluation.heldout import with_heldout
 from lape_ds.evaluation.lm import ModelSettings
+from lape_ds.evaluation.prefetch import prefetch
 from lape_ds.evaluation.request import EvalRequest
 from lape_ds.evaluation.serving import ServedModel
 from lape_ds.evaluation.subjects import named_models
-from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
+from lape_ds.evaluation.suites import (
+    LeftOut,
+    PlannedTask,
+    Suite,
+    left_out,
+    load_suite,
+    plan,
+    suite_languages,
+)
 from lape_ds.evaluation.table import side_by_side
 from lape_ds.recipe import Recipe
 
-NUM_OTHER_LANGUAGES = 2  # beside the target, when the user names no language
+
+@dataclass(frozen=True)
+class _Part:
+    """A suite in its languages: a table."""
+
+    suite: Suite
+    planned: list[PlannedTask]
+    left_out: list[LeftOut]
 
 
 def evaluate_command(request: EvalRequest) -> Results:
@@ -30,20 +48,25 @@ def evaluate_command(request: EvalRequest) -> Results:
         UserError: Something named is not there, or only models are named without languages or output folder.
         TasksFailed: Some tasks failed; the others are measured, kept and shown.
     """
-    sources = named_models(request.targets, request.overrides)
     recipe = request.recipe()
     output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
-    plans = _plans(request, recipe)
+    sources = named_models(request.targets, request.overrides, packs_dir=output_dir / "packs")
+    parts = [_part(load_suite(name), request, recipe) for name in _suite_names(request, recipe)]
+    tasks = with_heldout(_each_once(parts), recipe, output_dir)
+    if request.prefetch:
+        prefetch({one.label: (one.path, one.revision) for one in sources}, tasks)
+        return {}
     with ServedModel() as model:
         measured = measure(
             model,
             sources,
-            _each_once(plans),
+            tasks,
             settings=_settings(request, recipe),
             output_dir=output_dir,
             limit=request.limit or (recipe.eval.limit if recipe else None),
+            datasets=recipe.eval.datasets if recipe else {},
         )
-        _show(plans, measured, output_dir)
+        _show(parts, measured, output_dir)
         measured.check()
     return measured.results
 
@@ -60,49 +83,63 @@ def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
     )
 
 
-def _plans(request: EvalRequest, recipe: Recipe | None) -> list[tuple[Suite, list[PlannedTask]]]:
-    names = request.suites or [recipe.eval.suite if recipe else "quickstart"]
-    suites = [load_suite(name) for name in dict.fromkeys(names)]
-    return [(suite, plan(suite, _languages(request, recipe))) for suite in suites]
+def _suite_names(request: EvalRequest, recipe: Recipe | None) -> list[str]:
+    names = request.suites or (recipe.eval.suites if recipe else ["quickstart"])
+    return list(dict.fromkeys(names))
 
 
-def _languages(request: EvalRequest, recipe: Recipe | None) -> Sequence[str]:
-    if request.languages or recipe is None:
-        return request.languages
-    others = [code for code in recipe.languages.identify if code != recipe.languages.target]
-    return [recipe.languages.target, *others[:NUM_OTHER_LANGUAGES]]
+def _part(suite: Suite, request: EvalRequest, recipe: Recipe | None) -> _Part:
+    languages = request.languages
+    if not languages and recipe is not None:
+        identified = recipe.languages.identify
+        languages = suite_languages(suite, trained=recipe.trained_languages, identified=identified)
+    return _Part(suite, plan(suite, languages), left_out(suite, languages))
 
 
-def _each_once(plans: Sequence[tuple[Suite, Sequence[PlannedTask]]]) -> list[PlannedTask]:
+def _each_once(parts: Sequence[_Part]) -> list[PlannedTask]:
     """The tasks of all suites: a task that two of them have is measured once.
 
     Raises:
         UserError: Two suites have a task of one name in different settings, whose results would have one file.
     """
     tasks: dict[str, tuple[Suite, PlannedTask]] = {}
-    for suite, planned in plans:
-        for one in planned:
-            other, same = tasks.setdefault(one.name, (suite, one))
+    for part in parts:
+        for one in part.planned:
+            other, same = tasks.setdefault(one.name, (part.suite, one))
             if (same.harness_task, same.metadata, same.spec.num_fewshot) != (
                 one.harness_task,
                 one.metadata,
                 one.spec.num_fewshot,
             ):
                 raise UserError(
-                    f"suites {other.name} and {suite.name} measure {one.name} in different ways: give them one at a time, each "
+                    f"suites {other.name} and {part.suite.name} measure {one.name} in different ways: give them one at a time, each "
                     "with an --output of its own"
                 )
     return [one for _, one in tasks.values()]
 
 
-def _show(plans: Sequence[tuple[Suite, Sequence[PlannedTask]]], measured: Measured, output_dir: Path) -> None:
+def _show(parts: Sequence[_Part], measured: Measured, output_dir: Path) -> None:
     labels = list(measured.results)
     console = Console()
     # Rows are long and a log has no width of its own.
     console = console if console.is_terminal else Console(width=80 + 30 * len(labels))
-    for suite, planned in plans:
-        console.print(side_by_side(planned, measured.results, title=f"{suite.name} suite"))
-    console.print(f"results and samples: {output_dir}", soft_wrap=True)
+    for part in parts:
+        # Without the held-out text of languages that have none.
+        shown = [one for one in part.planned if measured.knows(one.name)]
+        console.print(side_by_side(shown, measured.results, title=f"{part.suite.name} suite"))
+        if part.left_out:
+            console.print(_left_out_line(part), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"results and samples: {output_dir}", soft_wrap=True, markup=False)
     if len(labels) > 1:
         named = " ".join(str(output_dir / label) for label in labels)
         console.print(f"what is significant: lape-ds compare {named}", soft_wrap=True, markup=False)
+
+
+def _left_out_line(part: _Part) -> str:
+    """E.g. `left out: opus (mlt_Latn), sib (mlt_Latn, eng_Latn); why: lape-ds suites monolingual --languages …`."""
+    languages: dict[str, list[str]] = {}
+    for one in part.left_out:
+        languages.setdefault(one.title, []).append(one.language)
+    named = ", ".join(f"{title} ({', '.join(codes)})" for title, codes in languages.items())
+    codes = ",".join(dict.fromkeys(one.language for one in part.left_out))
+    return f"left out: {named}; why: lape-ds suites {part.suite.name} --languages {codes}"

@@ -33,7 +33,7 @@ from lape_ds.evaluation.results import (
 )
 from lape_ds.evaluation.serving import RequestsFailed, ServedModel, TasksFailed, told
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
-from lape_ds.evaluation.tasks import FEWSHOT_SEED, build_task, task_settings
+from lape_ds.evaluation.tasks import build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.runlog import Progress
 from lape_ds.training.ranks import world_size
@@ -59,6 +59,11 @@ class Measured:
 
     results: Results
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def knows(self, task: str) -> bool:
+        """Whether a task has been tried."""
+        tried = {name for of_model in self.results.values() for name in of_model}
+        return task in tried | {name for _, name in self.failures}
 
     def check(self) -> None:
         """Raises where a task has failed.
@@ -133,6 +138,7 @@ def measure(
     settings: ModelSettings,
     output_dir: Path,
     limit: int | None = None,
+    datasets: Mapping[str, str] | None = None,
 ) -> Measured:
     """Measures every model on every task, skipping what `output_dir` holds from before.
 
@@ -148,6 +154,7 @@ def measure(
         settings: How models are loaded and asked.
         output_dir: Where results go.
         limit: Documents per task, None for all.
+        datasets: Id of a data set on the hub -> local folder or file that is read in its place.
 
     Raises:
         UserError: A folder lacks its model or tokenizer, no task can be built, or `output_dir` cannot be written.
@@ -158,7 +165,7 @@ def measure(
     check_writable(output_dir)
     measured = Measured({source.label: {} for source in sources})
     with quiet_harness():
-        tasks = _build(planned, [source.label for source in sources], measured)
+        tasks = _build(planned, datasets or {}, measured)
         run = _Run(model, tasks, settings, output_dir, limit)
         for source in sources:
             _measure_model(source, run, measured)
@@ -166,21 +173,21 @@ def measure(
 
 
 def _build(
-    planned: Sequence[PlannedTask], labels: Sequence[str], measured: Measured
+    planned: Sequence[PlannedTask], datasets: Mapping[str, str], measured: Measured
 ) -> dict[str, tuple[PlannedTask, Task]]:
     """The tasks with their documents; those that cannot be had are told at once."""
     tasks: dict[str, tuple[PlannedTask, Task]] = {}
     failed: dict[str, UserError] = {}
     for one in planned:
         try:
-            tasks[one.name] = (one, build_task(one))
+            tasks[one.name] = (one, build_task(one, datasets=datasets))
         except UserError as error:
             failed[one.name] = error
     if not tasks:
         raise next(iter(failed.values()))
     for name, error in failed.items():
         tell_error(f"{name}: {error}")
-        measured.failures |= {(label, name): str(error) for label in labels}
+        measured.failures |= {(label, name): str(error) for label in measured.results}
     return tasks
 
 
@@ -244,8 +251,6 @@ def _attempt(
 def _run_task(
     model: ServedModel, planned: PlannedTask, task: Task, settings: dict[str, Any], *, limit: int | None
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
-    # A task goes on drawing its few-shot examples where the model before has left off.
-    task.set_fewshot_seed(FEWSHOT_SEED)
     # The harness's `simple_evaluate` is this call and half a second of listing the environment.
     found: Any = run_harness(
         model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
@@ -261,7 +266,7 @@ def _run_task(
     result = TaskResult(
         task=planned.name,
         language=planned.language,
-        num_documents=len({sample["doc_id"] for sample in samples}),
+        num_documents=len(samples),
         scores=scores,
         requests_sha256=_sha256(json.dumps(asked, ensure_ascii=False, default=str).encode()),
         settings=settings,
@@ -284,19 +289,14 @@ def _reading(planned: PlannedTask) -> dict[str, Any]:
 def _scores(
     aggregates: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], task: Task
 ) -> dict[str, Score]:
-    """The task's metrics that are finite numbers, by the names that `TaskResult.scores` tells."""
+    """The task's metrics that are finite numbers. A task reads its answers in one way (filter), which tasks.py has chosen."""
     scores: dict[str, Score] = {}
-    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     for metric in task.higher_is_better() or {}:
-        for one in filters:
+        value = aggregates.get(f"{metric},{samples[0]['filter']}")
+        if isinstance(value, int | float) and math.isfinite(value):
             # The harness's own standard errors are off, for it has none for bits per byte.
-            value = aggregates.get(f"{metric},{one}")
-            if isinstance(value, int | float) and math.isfinite(value):
-                values = [sample[metric] for sample in samples if sample["filter"] == one]
-                score = Score(float(value), standard_error(metric, values))
-                scores.setdefault(metric, score)
-                if len(filters) > 1:
-                    scores[f"{metric},{one}"] = score
+            stderr = standard_error(metric, [sample[metric] for sample in samples])
+            scores[metric] = Score(float(value), stderr)
     return scores
 
 

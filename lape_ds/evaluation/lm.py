@@ -23,6 +23,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from lape_ds.errors import UserError
 from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
+from lape_ds.subnetwork.pack import Pack
 from lape_ds.training import ranks
 
 # Windows of rolling log-likelihoods are at most this long: the full context of a 128k model would cost its
@@ -183,13 +184,15 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
         weights: Fingerprint of the folder, which a pack must be made for.
 
     Raises:
-        UserError: The model or its tokenizer cannot be loaded, or vLLM is wanted and not there.
+        UserError: The model, its tokenizer or its pack cannot be loaded, the pack is of another base, or vLLM is wanted and not there.
     """
     if settings.backend == "vllm":
         return _load_vllm(source, settings)
     folder = source.folder()
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=settings.dtype, attn_implementation="sdpa", device=ranks.device())
+    if source.pack is not None:
+        Pack.load(source.pack).apply(model, base_fingerprint=weights)
     # A checkpoint may bring sampling, penalties or lengths of its own: a task says how its answers are written.
     own = model.generation_config
     ids = {} if own is None else {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}

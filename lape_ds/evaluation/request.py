@@ -36,6 +36,7 @@ class EvalRequest:
         batch_size: None: the recipe's, or 16.
         limit: Documents per task; None: the recipe's, or all.
         backend: None: the recipe's, or `hf`.
+        prefetch: Bring models and data to this machine and measure nothing.
     """
 
     targets: Sequence[str]
@@ -46,6 +47,7 @@ class EvalRequest:
     batch_size: int | None = None
     limit: int | None = None
     backend: Literal["hf", "vllm"] | None = None
+    prefetch: bool = False
 
     def recipe(self) -> Recipe | None:
         """The recipe that says where and how: of the first recipe or run that is named; None for models alone.
@@ -77,7 +79,7 @@ class EvalRequest:
             "--backend": self.backend,
         }
         given = [word for name, value in options.items() if value for word in (name, str(value))]
-        return [*self.targets, *self.overrides, *given]
+        return [*self.targets, *self.overrides, *given, *(["--prefetch"] if self.prefetch else [])]
 
 
 def recipe_path(target: str) -> Path | None:
@@ -101,7 +103,8 @@ def run_evaluation(request: EvalRequest) -> int:
         return _as_rank(request)
     recipe = _recipe(request)
     num_ranks = None if recipe is None else recipe.launch.num_ranks
-    if _backend(request, recipe) == "hf" and len(slots := local_slots(num_ranks)) > 1:
+    divided = _backend(request, recipe) == "hf" and not request.prefetch
+    if divided and len(slots := local_slots(num_ranks)) > 1:
         return launch_evaluation(request.words(), slots)
     from lape_ds.evaluation.command import evaluate_command
 
@@ -147,7 +150,7 @@ def _ask_or_answer(request: EvalRequest) -> int:
     from lape_ds.training import ranks
 
     if ranks.rank() > 0:
-        return serve()
+        return 0 if request.prefetch else serve()
     try:
         evaluate_command(request)
     except TasksFailed as error:  # of which the others know: they leave in order

@@ -42,8 +42,7 @@ class TaskResult:
         task: Name within the plan, e.g. `cldr_topic_mlt_Latn`.
         language: Canonical code.
         num_documents: How many were scored.
-        scores: Every metric of the task. Where the task reads answers in several ways (the harness's filters), a metric's name
-            means the first one, and `metric,filter` each.
+        scores: Every metric of the task that is a finite number.
         requests_sha256: Hash of every argument of every request, generation's included, in order: equal prompts, equal hash.
         settings: All that decides the scores, model fingerprint and versions included.
         title: The suite's name of the task.

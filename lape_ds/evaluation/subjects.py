@@ -1,4 +1,4 @@
-"""From what the user names (recipes, runs, models) to the models that are measured, each under a label of its own.
+"""From what the user names (recipes, runs, language packs, models) to the models that are measured, each under a label of its own.
 
 In the evaluation room, before the command.
 """
@@ -12,19 +12,23 @@ from lape_ds.errors import UserError
 from lape_ds.evaluation.lm import ModelSource
 from lape_ds.evaluation.request import recipe_path
 from lape_ds.recipe import load_recipe
+from lape_ds.subnetwork.pack import Pack
+from lape_ds.training.pack_of_run import pack_of_run
 
 
-def named_models(targets: Sequence[str], overrides: Sequence[str]) -> list[ModelSource]:
+def named_models(targets: Sequence[str], overrides: Sequence[str], *, packs_dir: Path) -> list[ModelSource]:
     """The models behind what is named, each once.
 
     Args:
-        targets: Recipes (the base and every exported run), run folders (the base and this run), models (folder or hub id).
+        targets: Recipes (the base and every exported run), run folders and language packs (the base and it), models (folder or
+            hub id).
         overrides: `key=value` for recipes and runs.
+        packs_dir: Where the pack of a run that is not exported is written.
 
     Raises:
-        UserError: Nothing is named, a recipe is not valid, or a run is not exported.
+        UserError: Nothing is named, a recipe or pack is not valid, or a run has no model and no pack can be made of it.
     """
-    found = [source for target in targets for source in _named_by(target, overrides)]
+    found = [source for target in targets for source in _named_by(target, overrides, packs_dir)]
     if not found:
         raise UserError("name at least one recipe, run folder or model to evaluate")
     labelled: dict[str, ModelSource] = {}
@@ -34,24 +38,38 @@ def named_models(targets: Sequence[str], overrides: Sequence[str]) -> list[Model
     return list(labelled.values())
 
 
-def _named_by(target: str, overrides: Sequence[str]) -> list[ModelSource]:
+def _named_by(target: str, overrides: Sequence[str], packs_dir: Path) -> list[ModelSource]:
+    path = Path(target)
+    if path.suffix == ".safetensors":
+        pack = Pack.load(path)
+        label = path.parent.resolve().name if path.name == "pack.safetensors" else path.stem
+        return [ModelSource("base", pack.base_model), ModelSource(label, pack.base_model, pack=path)]
     found = recipe_path(target)
     if found is None:
         return [ModelSource(_label(target), target)]
     recipe = load_recipe(found, overrides)
     base = ModelSource("base", recipe.model.path, recipe.model.revision)
-    if found.parent == Path(target):
-        run_dir = Path(target)
-        if not (run_dir / "model" / "config.json").is_file():
-            raise UserError(f"run {run_dir} has no exported model: run `lape-ds export {run_dir}` first")
-        return [base, _exported(run_dir)]
-    runs = [config.parent.parent for config in (recipe.output_dir / "train").glob("*/model/config.json")]
+    if found.parent == path:
+        return [base, _exported(path) if _is_exported(path) else _packed(path, base, packs_dir)]
+    runs = [run_dir for run_dir in (recipe.output_dir / "train").glob("*") if _is_exported(run_dir)]
     runs.sort(key=lambda run_dir: (run_dir.name.startswith("random"), run_dir.name))  # controls stand last
     return [base, *map(_exported, runs)]
 
 
+def _is_exported(run_dir: Path) -> bool:
+    return (run_dir / "model" / "config.json").is_file()
+
+
 def _exported(run_dir: Path) -> ModelSource:
     return ModelSource(run_dir.resolve().name, str(run_dir / "model"))
+
+
+def _packed(run_dir: Path, base: ModelSource, packs_dir: Path) -> ModelSource:
+    """A run that is not exported yet: the base, into which its neurons are put in memory."""
+    label = run_dir.resolve().name
+    pack = packs_dir / f"{label}.safetensors"
+    pack_of_run(run_dir).save(pack)
+    return ModelSource(label, base.path, base.revision, pack)
 
 
 def _label(target: str) -> str:

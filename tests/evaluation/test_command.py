@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.command import evaluate_command
@@ -15,6 +17,8 @@ from lape_ds.evaluation.harness import Results
 from lape_ds.evaluation.request import EvalRequest
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
+from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
+from lape_ds.subnetwork.pack import Pack, neuron_vectors
 
 RECIPE = """\
 name: tiny
@@ -84,7 +88,7 @@ def test_the_same_model_is_measured_once_and_labels_differ(recipe: Path, tmp_pat
 
 
 def test_what_cannot_be_measured_is_refused(recipe: Path, tmp_path: Path, model_folder: Path):
-    with pytest.raises(UserError, match=r"unfinished has no exported model: run `lape-ds export"):
+    with pytest.raises(UserError, match=r"unfinished is not the folder of a training"):
         measured(str(tmp_path / "runs" / "train" / "unfinished"))
     with pytest.raises(UserError, match=r"--languages .* and --output"):
         measured(str(model_folder))
@@ -150,5 +154,54 @@ def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Pa
         shutil.copytree(model_folder, tmp_path / name)
         folders.append(str(tmp_path / name))
     run = tmp_path / "runs" / "train" / "subnetwork"
-    found = named_models([*folders, folders[0], f"{run}/model", str(run)], [])
+    found = named_models([*folders, folders[0], f"{run}/model", str(run)], [], packs_dir=tmp_path)
     assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
+
+
+def test_a_language_pack_is_measured_as_the_exported_model(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    neurons = torch.tensor([[0, 1], [0, 5], [1, 3]], dtype=torch.int32)
+    model = load_model(model_folder, dtype="float32", attn_implementation="sdpa")
+    base = neuron_vectors(model, neurons)
+    new = {layer: {part: 2 * values for part, values in parts.items()} for layer, parts in base.items()}
+    pack = Pack(neurons, new, base, fingerprint(model_folder), str(model_folder), ("mlt_Latn",), {})
+    path = tmp_path / "run" / "pack.safetensors"
+    pack.save(path)
+    pack.apply(model, base_fingerprint=fingerprint(model_folder))
+    exported = tmp_path / "exported"
+    model.save_pretrained(exported)
+    load_tokenizer(model_folder).save_pretrained(exported)
+    options = {"languages": ["mlt"], "output_dir": tmp_path / "out", "limit": 4}
+    results = measured(str(path), str(exported), **options)
+    assert list(results) == ["base", "run", "exported"]
+    for name, packed in results["run"].items():
+        assert packed.scores == results["exported"][name].scores
+        assert packed.requests_sha256 == results["base"][name].requests_sha256
+        assert packed.settings["model_fingerprint"] == results["base"][name].settings["model_fingerprint"]
+        assert packed.settings["pack_fingerprint"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert results["run"] != results["base"]
+    pack.revert(model)
+    path.unlink()
+    Pack(neurons, base, new, fingerprint(exported), str(model_folder), ("mlt_Latn",), {}).save(path)
+    with pytest.raises(UserError, match="the language pack is of another base model"):
+        measured(str(path), **options)
+
+
+def test_a_suite_is_run_in_its_languages_and_what_is_left_out_is_told(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    suite = load_suite("quickstart").model_dump(mode="json", exclude_defaults=True)
+    tasks = {title: suite["tasks"][title] for title in ("topic", "translation")}
+    for languages, expected in (
+        ("trained", ["mlt_Latn"]),
+        ("untrained", ["eng_Latn", "kat_Geor", "deu_Latn"]),
+        (["kat"], ["kat_Geor"]),
+    ):
+        path = tmp_path / "own.yaml"
+        path.write_text(json.dumps({"name": "own", "languages": languages, "tasks": tasks}), encoding="utf-8")
+        results = measured(str(recipe), suites=[str(path)], limit=1)
+        assert [one.language for one in results["base"].values() if one.title == "topic"] == expected
+        shown = capsys.readouterr().out
+        told = "left out: translation (eng_Latn); why: lape-ds suites own --languages eng_Latn"
+        assert (told in shown.splitlines()) == ("eng_Latn" in expected)

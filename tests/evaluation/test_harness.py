@@ -20,12 +20,12 @@ from lape_ds.corpora.streams import Document
 from lape_ds.errors import UserError
 from lape_ds.evaluation import harness
 from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
-from lape_ds.evaluation.harness import evaluate
+from lape_ds.evaluation.harness import Results, evaluate
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
 from lape_ds.evaluation.results import TaskResult, read_result
 from lape_ds.evaluation.serving import ServedModel, TasksFailed
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
-from lape_ds.evaluation.tasks import build_task
+from lape_ds.evaluation.tasks import _settle, build_task
 from lape_ds.model.loading import fingerprint
 from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.scoring import score_documents
@@ -196,7 +196,6 @@ def written(**changes: Any) -> tuple[PlannedTask, Task]:
             "fewshot_split": "train",
             "doc_to_text": "{{question}}",
             "doc_to_target": "{{answer}}",
-            "num_fewshot": 2,
             "generation_kwargs": writing,
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
             "filter_list": [
@@ -212,19 +211,20 @@ def written(**changes: Any) -> tuple[PlannedTask, Task]:
         }
     )
     (planned,) = plan(part("topic"), ["mlt"])
-    spec = planned.spec.model_copy(update={"metric": "exact_match"})
-    return replace(planned, spec=spec), task
+    changed = {"metric": "exact_match", "num_fewshot": 2, "filter": "loose"}
+    planned = replace(planned, spec=planned.spec.model_copy(update=changed))
+    _settle(task, planned, "own task")
+    return planned, task
 
 
-def test_generation_reads_every_filter_and_hashes_how_it_is_written(model_folder: Path):
+def test_generation_is_read_by_the_suites_filter_and_its_arguments_are_hashed(model_folder: Path):
     planned, task = written()
     result, samples = ask(model_folder, planned, task)
-    assert result.num_documents == 9
-    assert len(samples) == 18
-    # Document 0 is 0 + 0: what the loose filter falls back to is right there if no digit is written.
-    loose = [sample["exact_match"] for sample in samples if sample["filter"] == "loose"]
-    assert result.scores["exact_match,loose"].value == pytest.approx(sum(loose) / 9)
-    assert result.scores["exact_match"] == result.scores["exact_match,whole"]
+    assert (result.num_documents, len(samples)) == (9, 9)
+    # 0 + 0: what the loose filter falls back to is right if no digit is written.
+    values = [sample["exact_match"] for sample in samples]
+    assert [sample["filter"] for sample in samples] == ["loose"] * 9
+    assert result.scores["exact_match"].value == pytest.approx(sum(values) / 9)
     again, _ = ask(model_folder, planned, task, batch_size=2)
     assert again.requests_sha256 == result.requests_sha256
     assert again.scores == result.scores
@@ -234,7 +234,7 @@ def test_generation_reads_every_filter_and_hashes_how_it_is_written(model_folder
 
 
 def test_the_second_model_gets_the_same_examples(model_folder: Path, other_folder: Path):
-    """The sampler of few-shot examples goes on where it was, the harness asks one model in a process."""
+    """The harness's sampler would go on drawing where it has left off."""
     planned, task = written()
     first, samples = ask(model_folder, planned, task)
     second, _ = ask(other_folder, planned, task)
@@ -401,53 +401,45 @@ def test_a_suite_that_the_task_contradicts_is_refused(
 
 
 def test_a_task_that_fails_is_one_line_and_the_others_are_kept(
-    model_folder: Path, other_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    suite = part("topic", "cloze", "translation")
-    wrong = {
-        "topic": suite.tasks["topic"].model_copy(update={"task": "cldr_topics"}),  # cannot be had
-        "cloze": suite.tasks["cloze"].model_copy(update={"num_fewshot": 99}),  # has not so many examples
-    }
-    suite = suite.model_copy(update={"tasks": suite.tasks | wrong})
-    models = {"base": model_folder, "trained": other_folder}
-
-    def run() -> None:
-        evaluate(models, suite=suite, languages=["mlt"], output_dir=tmp_path, limit=4)
-
-    for _ in range(2):
-        with pytest.raises(
-            TasksFailed, match=r"^4 of 6 tasks failed \(base: cldr_topics_mlt_Latn; "
-        ) as caught:
-            run()
-        assert "\n" not in str(caught.value)
-        told = capfd.readouterr().err.splitlines()
-        errors = [line for line in told if line.startswith("error:")]
-        assert len(errors) == 3
-        assert errors[0].startswith("error: cldr_topics_mlt_Latn: suite task 'topic': no task 'cldr_topics'")
-        where = tmp_path / "base" / "errors" / "cldr_cloze_mlt_Latn.txt"
-        assert errors[1].startswith("error: base: cldr_cloze_mlt_Latn failed: ")
-        assert errors[1].endswith(f"(where: {where})")
-        assert "Traceback" in where.read_text()
-    for label in models:
-        assert [path.name for path in (tmp_path / label).glob("*.json")] == ["cldr_translation_mlt_Latn.json"]
-        assert (tmp_path / label / "samples" / "cldr_translation_mlt_Latn.jsonl").is_file()
-    suite = part("cloze", "translation")
-    done = evaluate(models, suite=suite, languages=["mlt"], output_dir=tmp_path, limit=4)
-    assert all(len(of_model) == 2 for of_model in done.values())
-    assert not where.exists()
-
-
-def test_scores_that_are_no_numbers_fail(
     model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    folder = tmp_path / "broken"
+    broken, output = tmp_path / "broken", tmp_path / "eval"
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     model.lm_head.weight.data.fill_(float("nan"))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
-    with pytest.raises(TasksFailed, match="1 of 1 tasks failed"):
-        measured(folder, tmp_path / "eval", "bits_per_byte")
-    assert "bits_per_byte is no finite number" in capfd.readouterr().err
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(broken)
+    suite = part("topic", "bits_per_byte", "translation")
+    tasks = suite.tasks | {"topic": suite.tasks["topic"].model_copy(update={"task": "cldr_topics"})}
+    suite = suite.model_copy(update={"tasks": tasks})
+    where = output / "trained" / "errors" / "cldr_bits_per_byte_mlt_Latn.txt"
+
+    def run(trained: Path, suite: Suite) -> Results:
+        models = {"base": model_folder, "trained": trained}
+        return evaluate(models, suite=suite, languages=["mlt"], output_dir=output, limit=4)
+
+    capfd.readouterr()
+    for _ in range(2):
+        with pytest.raises(TasksFailed) as caught:
+            run(broken, suite)
+        assert str(caught.value) == (
+            "3 of 6 tasks failed (base: cldr_topics_mlt_Latn; trained: cldr_topics_mlt_Latn; "
+            "trained: cldr_bits_per_byte_mlt_Latn); the others are kept, and the same command tries these again"
+        )
+        errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(errors) == 2
+        assert errors[0].startswith("error: cldr_topics_mlt_Latn: suite task 'topic': no task 'cldr_topics'")
+        assert errors[1].startswith("error: trained: cldr_bits_per_byte_mlt_Latn failed: bits_per_byte is no finite")
+        assert errors[1].endswith(f"(where: {where})")
+        assert "Traceback" in where.read_text()
+    kept = [path.relative_to(output).as_posix() for path in output.rglob("*.json")]
+    assert sorted(kept) == [
+        "base/cldr_bits_per_byte_mlt_Latn.json",
+        "base/cldr_translation_mlt_Latn.json",
+        "trained/cldr_translation_mlt_Latn.json",
+    ]
+    done = run(model_folder, part("bits_per_byte", "translation"))
+    assert all(len(of_model) == 2 for of_model in done.values())
+    assert not where.exists()
 
 
 def test_a_result_is_read_as_the_suite_of_today_reads_it(model_folder: Path, tmp_path: Path):
