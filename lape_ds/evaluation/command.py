@@ -112,8 +112,8 @@ def _each_once(parts: Sequence[_Part]) -> list[PlannedTask]:
                 one.spec.num_fewshot,
             ):
                 raise UserError(
-                    f"suites {other.name} and {part.suite.name} measure {one.name} in different ways: give them one at a time, each "
-                    "with an --output of its own"
+                    f"suites {other.name} and {part.suite.name} measure {one.name} in different ways: give them one at a time, "
+                    "each with an --output of its own"
                 )
     return [one for _, one in tasks.values()]
 

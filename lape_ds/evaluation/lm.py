@@ -184,7 +184,7 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
         weights: Fingerprint of the folder, which a pack must be made for.
 
     Raises:
-        UserError: The model, its tokenizer or its pack cannot be loaded, the pack is of another base, or vLLM is wanted and not there.
+        UserError: The model, its tokenizer or its pack cannot be loaded, or the pack is of another base.
     """
     if settings.backend == "vllm":
         return _load_vllm(source, settings)

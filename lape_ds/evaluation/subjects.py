@@ -1,4 +1,4 @@
-"""From what the user names (recipes, runs, language packs, models) to the models that are measured, each under a label of its own.
+"""From what the user names (recipes, runs, packs, models) to the models that are measured, each under a label of its own.
 
 In the evaluation room, before the command.
 """

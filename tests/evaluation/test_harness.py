@@ -428,7 +428,9 @@ def test_a_task_that_fails_is_one_line_and_the_others_are_kept(
         errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(errors) == 2
         assert errors[0].startswith("error: cldr_topics_mlt_Latn: suite task 'topic': no task 'cldr_topics'")
-        assert errors[1].startswith("error: trained: cldr_bits_per_byte_mlt_Latn failed: bits_per_byte is no finite")
+        assert errors[1].startswith(
+            "error: trained: cldr_bits_per_byte_mlt_Latn failed: bits_per_byte is no finite"
+        )
         assert errors[1].endswith(f"(where: {where})")
         assert "Traceback" in where.read_text()
     kept = [path.relative_to(output).as_posix() for path in output.rglob("*.json")]
