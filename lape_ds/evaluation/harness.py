@@ -220,7 +220,7 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
 def _stored(folder: Path, planned: PlannedTask, settings: Mapping[str, Any]) -> TaskResult | None:
     """What is there from before, if it was measured alike; how the suite reads it is this suite's."""
     found = read_result(folder, planned.name)
-    if found is None or found.settings != settings:
+    if found is None or found.settings != settings or planned.spec.metric not in found.scores:
         return None
     read = replace(found, **_reading(planned))
     if read != found:
