@@ -59,7 +59,8 @@ def suites(
         str | None, typer.Argument(help="Name or path; all shipped ones if not given.", show_default=False)
     ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why.")
+        str | None,
+        typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why."),
     ] = None,
 ) -> None:
     """List the suites, or the tasks of one and the languages that they have.
