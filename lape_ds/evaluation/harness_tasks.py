@@ -98,6 +98,8 @@ def _index(*, include_defaults: bool) -> Index:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of tasks that it has under one name twice
     try:
-        return TaskManager(include_path=str(asset("eval/tasks")), include_defaults=include_defaults).task_index
+        return TaskManager(
+            include_path=str(asset("eval/tasks")), include_defaults=include_defaults
+        ).task_index
     finally:
         logger.setLevel(level)
