@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.tiny_models import tiny_model
 
 LETTERS = "ABCD"
-CONTEXT = 512  # tokens of `roomy_model`: five examples fit, one long question does not
+CONTEXT = 640  # tokens of `roomy_model`: five examples fit, or 512 new tokens; one long question does not
 SUITE = """\
 name: published
 tasks:
