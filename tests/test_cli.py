@@ -33,6 +33,7 @@ NEURONS = ("show", "overlap", "import", "export")
         *(["neurons", name] for name in NEURONS),
         ["bench", "train"],
         ["bench", "identify"],
+        ["pack", "make"],
     ],
 )
 def test_every_command_has_help_with_an_example(

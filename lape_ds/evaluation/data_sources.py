@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+import datasets
+from datasets import Dataset, DatasetDict
 
 from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
@@ -38,7 +39,7 @@ def load_splits(dataset: str, config: str, splits: Sequence[str], *, task: str) 
     if is_local(dataset):
         arguments = local_arguments(dataset, config, splits, where=where)
     with explained(f"{dataset} ({config})", key=where):
-        loaded = load_dataset(**arguments)
+        loaded = datasets.load_dataset(**arguments)
     assert isinstance(loaded, DatasetDict)
     lacking = [split for split in splits if split not in loaded]
     if lacking:

@@ -49,7 +49,8 @@ class PooledTask(Task):
         self.UNSAFE_CODE = any(getattr(member, "UNSAFE_CODE", False) for member in members)
         self.members = {member.task_name: member for member in members}
         # Not the base class's own constructor, which downloads.
-        self._config = TaskConfig(task=name, output_type=first.OUTPUT_TYPE, generation_kwargs=first.get_config("generation_kwargs"))
+        shared = {key: first.get_config(key) for key in ("output_type", "num_fewshot", "generation_kwargs")}
+        self._config = TaskConfig(task=name, **shared)
         self._filters = first._filters
         self._instances = None
         rows = ([dict(row) | {MEMBER: member.task_name} for row in member.eval_docs] for member in members)

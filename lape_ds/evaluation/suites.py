@@ -190,10 +190,9 @@ def _missing(spec: SuiteTask, language: Language) -> str | None:
     """Why a task is not measured in a language; None where it is."""
     if language.code in spec.left_out:
         return spec.left_out[language.code]
-    if spec.languages is not None and language.code not in spec.languages:
-        return f"only in {', '.join(spec.languages)}"
-    if any(getattr(language, column) is None for column in spec.placeholders()):
-        return f"has no {language.name}"
+    named = spec.languages is None or language.code in spec.languages
+    if not named or any(getattr(language, column) is None for column in spec.placeholders()):
+        return f"no {language.name} in it"
     return None
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import sacrebleu
 from sacrebleu.tokenizers import tokenizer_spm
-from sacrebleu.utils import SACREBLEU_DIR
 
 from lape_ds.errors import UserError, first_line
 
@@ -45,7 +44,7 @@ def require_spbleu() -> None:
         UserError: It is not there and cannot be fetched, or is damaged.
     """
     url = tokenizer_spm.SPM_MODELS[_TOKENIZER]["url"]
-    path = Path(SACREBLEU_DIR) / "models" / url.rpartition("/")[2]
+    path = Path(tokenizer_spm.SACREBLEU_DIR) / "models" / url.rpartition("/")[2]
     mend = f"fetch {url} where there is a network and put it at {path}"
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON") and not path.is_file():
         raise UserError(f"spBLEU's tokenizer is not at {path}: {mend}")

@@ -211,8 +211,9 @@ class LoRASection(Section):
 class HeldOutSection(Section):
     """Held-out bits per byte during training."""
 
-    every_steps: PositiveInt = 500
-    languages: LanguageCodes = []  # beside the trained ones; "best" is chosen on the trained ones
+    # Also before the first step and after the last. None: never; then the newest checkpoint counts as the best.
+    every_steps: PositiveInt | None = 500
+    languages: LanguageCodes = []  # any, beside the trained ones; "best" is chosen on the trained ones
     tokens_per_language: PositiveInt = 50_000
     tokens_per_batch: PositiveInt = 8_192
 
@@ -357,11 +358,18 @@ class LaunchSection(Section):
 
 
 class EvalSection(Section):
-    """Which suite `lape-ds eval` runs."""
+    """Which suites `lape-ds eval` runs."""
 
-    suite: str = "quickstart"
+    suite: str | Annotated[list[str], Field(min_length=1)] = "quickstart"  # a name or path, or several
+    datasets: dict[str, str] = {}  # id on the hub -> local folder or file read in its place
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # documents per task
+    backend: Literal["hf", "vllm"] = "hf"  # vLLM divides a model over the visible GPUs, in one process
+
+    @property
+    def suites(self) -> list[str]:
+        """Names or paths."""
+        return [self.suite] if isinstance(self.suite, str) else self.suite
 
 
 class Recipe(Section):

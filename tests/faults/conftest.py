@@ -1,8 +1,7 @@
-"""One server of ranks for all fault tests, and a disk that can be filled."""
+"""One server of ranks for all fault tests, and jobs on it."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,16 +22,3 @@ def jobs(rank_server: RankServer, tiny_recipe: Path, tmp_path: Path) -> Iterator
     found = Jobs(rank_server, tiny_recipe, tmp_path)
     yield found
     found.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(f"a full and a read-only disk can't be had here, so they were not tested: {done.stderr}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
