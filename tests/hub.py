@@ -211,9 +211,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _folder(self, kind: str, repository: str, revision: str) -> Path:
         if not (self.hub.root / kind / repository).is_dir():
-            # To a stranger the hub does not tell whether a repository is private or not there.
+            # To a stranger the hub does not tell whether a repository is private or not there. It sends no code with this 401:
+            # clients know it by the https address, which this one has not.
             if self._token is None:
-                raise _Refused(401, "", "Invalid username or password.")
+                raise _Refused(401, "RepoNotFound", "Invalid username or password.")
             raise _Refused(404, "RepoNotFound", "Repository not found")
         folder = self.hub.folder(kind, repository, revision)
         if folder is None:

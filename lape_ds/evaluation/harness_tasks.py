@@ -1,17 +1,20 @@
 """Which tasks there are: ours under `eval/tasks/`, and those built into the harness.
 
 In the evaluation room, between the suites and `tasks.py`. Indexing the harness's 14,000 takes seconds and is done once in a
-process, if a task is asked for that is not ours.
+process, if a group or tag of the harness is asked for; for a single task its folder is enough.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
+import lm_eval.tasks
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, is_higher_better
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
@@ -20,6 +23,7 @@ from lape_ds.errors import UserError
 from lape_ds.resources import asset
 
 Index = dict[str, Entry]
+_TASK_LINE = re.compile(rb"""^["']?task["']?\s*:\s*["']?([^\s"'#]+)["']?\s*(?:#.*)?$""", re.MULTILINE)
 
 
 @cache
@@ -44,7 +48,7 @@ def find_task(name: str, *, where: str) -> tuple[Entry, Index]:
     Raises:
         UserError: There is none of this name.
     """
-    for index in (own_tasks, all_tasks):
+    for index in (own_tasks, lambda: _beside(name), all_tasks):
         if name in index():
             return index()[name], index()
     near = difflib.get_close_matches(name, [*own_tasks(), *all_tasks()], n=1)
@@ -91,6 +95,27 @@ def _leaves(entry: Entry, index: Index) -> Iterator[dict[str, Any]]:
         name = member if isinstance(member, str) else member.get("task") or member.get("group")
         if name in index:
             yield from _leaves(index[name], index)
+
+
+def _beside(name: str) -> Index:
+    """The folder of one of the harness's tasks; nothing if it is no single task."""
+    folder = _folders().get(name)
+    return {} if folder is None else _folder_index(folder)
+
+
+@cache
+def _folders() -> dict[str, Path]:
+    """Name of each single task of the harness -> the folder of its file, by its line `task: name` alone."""
+    found: dict[str, Path] = {}
+    for path in sorted(Path(lm_eval.tasks.__file__).parent.glob("**/*.yaml")):
+        if line := _TASK_LINE.search(path.read_bytes()):
+            found.setdefault(line[1].decode(), path.parent)
+    return found
+
+
+@cache
+def _folder_index(folder: Path) -> Index:
+    return TaskManager(include_path=str(folder), include_defaults=False).task_index
 
 
 def _index(*, include_defaults: bool) -> Index:

@@ -13,17 +13,28 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.suites import PlannedTask
 
-Models = Mapping[str, tuple[str, str | None]]  # label -> folder or hub id, revision
-Value = TypeVar("Value")
+
+class _Needs(NamedTuple):
+    """As the arguments of `prefetch`."""
+
+    models: Mapping[str, tuple[str, str | None]]
+    planned: Sequence[PlannedTask]
+    datasets: Mapping[str, str]
 
 
-def prefetch(models: Models, planned: Sequence[PlannedTask]) -> None:
+def prefetch(
+    models: Mapping[str, tuple[str, str | None]],
+    planned: Sequence[PlannedTask],
+    *,
+    datasets: Mapping[str, str] | None = None,
+) -> None:
     """Brings models, tokenizers, the tasks' data and sacrebleu's model, and prints a line for each.
 
     A failure is told and the rest goes on. In the end a process that may not use the hub asks for all of it again, because
@@ -33,18 +44,20 @@ def prefetch(models: Models, planned: Sequence[PlannedTask]) -> None:
     Args:
         models: Label -> (folder or hub id, revision).
         planned: Tasks.
+        datasets: As for `build_task`.
 
     Raises:
         UserError: Something is missing at the end.
     """
     from huggingface_hub import constants
 
+    needs = _Needs(models, planned, datasets or {})
     advice = "mend what is told above and give the command again"
-    missing = _fetch(models, planned)
+    missing = _fetch(needs)
     if constants.HF_HUB_OFFLINE:
         advice = "HF_HUB_OFFLINE is set, so that nothing was fetched; unset it where there is a network"
     elif not missing:
-        missing = [name for name, fault in _ask_without_network(models, planned) if _told(name, fault)]
+        missing = [name for name, fault in _ask_without_network(needs) if _told(name, fault)]
         advice = "they came, but are not found without a network: use local files, or evaluate with a network"
     if missing:
         raise UserError(
@@ -55,12 +68,12 @@ def prefetch(models: Models, planned: Sequence[PlannedTask]) -> None:
     )
 
 
-def _fetch(models: Models, planned: Sequence[PlannedTask]) -> list[str]:
+def _fetch(needs: _Needs) -> list[str]:
     """Asks the hub for each thing and tells what came; returns what failed."""
     _quiet(bars=sys.stderr.isatty())
     missing: list[str] = []
     before = _cached_bytes()
-    for name, fault in _ask(models, planned):
+    for name, fault in _ask(needs):
         after = _cached_bytes()
         if _told(name, fault):
             missing.append(name)
@@ -78,26 +91,28 @@ def _told(name: str, fault: str | None) -> bool:
     return fault is not None
 
 
-def _ask(models: Models, planned: Sequence[PlannedTask]) -> Iterator[tuple[str, str | None]]:
+def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
     """Each thing's name, and what is wrong with it or None, once it has been asked for."""
-    for label, (path, revision) in models.items():
+    from lape_ds.evaluation.tasks import build_task
+
+    for label, (path, revision) in needs.models.items():
         at = f" at {revision}" if revision else ""
-        yield f"model {label} ({path}{at})", _tried(_load_tokenizer, path, revision)[1]
-    metrics: set[str] = set()
-    for one in planned:
-        found, fault = _tried(_metrics, one)
-        metrics.update(found or ())
-        yield f"data of {one.name}", fault
-    if any("spbleu" in metric.lower() for metric in metrics):
-        yield "sacrebleu's flores200 model (spBLEU)", _tried(_load_spbleu_model)[1]
+        yield (
+            f"model {label} ({path}{at})",
+            _fault(lambda path=path, revision=revision: _load_tokenizer(path, revision)),
+        )
+    for one in needs.planned:
+        # The task is built with all its splits, and sacrebleu's model where it is scored by spBLEU.
+        yield f"data of {one.name}", _fault(lambda one=one: build_task(one, datasets=needs.datasets))
 
 
-def _tried(ask: Callable[..., Value], *arguments: Any) -> tuple[Value | None, str | None]:
-    """What comes of a call, and the user's error in one line."""
+def _fault(ask: Callable[[], object]) -> str | None:
+    """The user's error of a call in one line."""
     try:
-        return ask(*arguments), None
+        ask()
     except UserError as error:
-        return None, " ".join(str(error).split())
+        return " ".join(str(error).split())
+    return None
 
 
 def _load_tokenizer(path: str, revision: str | None) -> None:
@@ -107,39 +122,11 @@ def _load_tokenizer(path: str, revision: str | None) -> None:
     load_tokenizer(resolve_model(path, revision))
 
 
-def _metrics(planned: PlannedTask) -> list[str]:
-    """Of a task, which is built with its data."""
-    from lape_ds.evaluation.tasks import build_task
-
-    return list(build_task(planned).higher_is_better() or {})
-
-
-def _load_spbleu_model() -> None:
-    """The SentencePiece model, which sacrebleu fetches by itself, without a checksum.
-
-    Raises:
-        UserError: It is not there and cannot be fetched, or is damaged.
-    """
-    from huggingface_hub import constants
-    from sacrebleu.tokenizers import tokenizer_spm
-
-    url = tokenizer_spm.SPM_MODELS["flores200"]["url"]
-    path = _spbleu_folder() / url.rpartition("/")[2]
-    mend = f"fetch {url} where there is a network and put it at {path}"
-    if constants.HF_HUB_OFFLINE and not path.is_file():
-        raise UserError(f"not at {path}: {mend}")
-    try:
-        tokenizer_spm.Flores200Tokenizer()
-    except (OSError, RuntimeError) as error:
-        what = f"{path} is no SentencePiece model; delete it" if path.is_file() else f"it did not come ({error})"
-        raise UserError(f"{what}: {mend}") from error
-
-
-def _ask_without_network(models: Models, planned: Sequence[PlannedTask]) -> list[tuple[str, str | None]]:
+def _ask_without_network(needs: _Needs) -> list[tuple[str, str | None]]:
     """The same in a process that may not use the hub."""
     child = subprocess.run(
         [sys.executable, "-m", __name__],
-        input=pickle.dumps((models, planned)),
+        input=pickle.dumps(needs),
         stdout=subprocess.PIPE,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         check=True,
@@ -151,16 +138,17 @@ def _cached_bytes() -> int:
     """Of all that has come from a network so far."""
     from datasets import config
     from huggingface_hub import constants
-
-    files = [*Path(constants.HF_HUB_CACHE).glob("*/blobs/*"), *_spbleu_folder().glob("*")]
-    files += Path(config.DOWNLOADED_DATASETS_PATH).glob("*")
-    return sum(path.stat().st_size for path in files if path.is_file())
-
-
-def _spbleu_folder() -> Path:
     from sacrebleu.utils import SACREBLEU_DIR
 
-    return Path(SACREBLEU_DIR) / "models"
+    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), Path(SACREBLEU_DIR) / "models"]
+    folders.append(Path(config.DOWNLOADED_DATASETS_PATH))
+    return sum(_folder_bytes(one, one.stat().st_mtime_ns) for one in folders if one.is_dir())
+
+
+@cache
+def _folder_bytes(folder: Path, _changed: int) -> int:
+    """Of a folder's files, looked at again once one came: a cache holds thousands, on a slow disk."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def _size(num_bytes: int) -> str:
@@ -188,8 +176,7 @@ def _quiet(*, bars: bool) -> None:
 def _main() -> None:
     """The process without a network: what to ask for on stdin, its answers on stdout."""
     _quiet(bars=False)
-    models, planned = pickle.load(sys.stdin.buffer)
-    print(json.dumps(list(_ask(models, planned))))
+    print(json.dumps(list(_ask(pickle.load(sys.stdin.buffer)))))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,38 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from transformers import PreTrainedTokenizerBase
+
+from tests.tiny_models import tiny_model
 
 LETTERS = "ABCD"
+CONTEXT = 640  # tokens of `roomy_model`: five examples fit, or 512 new tokens; one long question does not
 SUITE = """\
 name: published
 tasks:
   mmlu: {task: mmlu_anatomy, num_fewshot: 5, metric: acc, direction: higher, random_baseline: 0.25}
   arc: {task: arc_easy, num_fewshot: 5, metric: acc_norm, direction: higher, random_baseline: 0.25}
+  flores: {task: flores_from_english, metadata: {language: "{code}"}, num_fewshot: 1, metric: chrf++, direction: higher}
   wikitext: {task: wikitext, metric: bits_per_byte, direction: lower}
 """
 
 
+def roomy_model(folder: Path, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Path:
+    """A tiny model whose context holds prompts with examples."""
+    tiny_model(
+        "llama", seed=seed, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_suite(path: Path, *titles: str) -> Path:
     """The tasks of `SUITE` with these titles."""
-    kept = [line for line in SUITE.splitlines() if not line.startswith("  ") or line.split(":")[0].strip() in titles]
+    kept = [
+        line
+        for line in SUITE.splitlines()
+        if not line.startswith("  ") or line.split(":")[0].strip() in titles
+    ]
     path.write_text("\n".join(kept) + "\n", encoding="utf-8")
     return path
 
@@ -57,16 +75,27 @@ def write_wikitext(root: Path) -> None:
     )
 
 
+def write_flores(root: Path) -> None:
+    for code, word in (("mlt_Latn", "Kelma"), ("eng_Latn", "Word")):
+        rows = [{"id": number, "text": f"{word} {number}."} for number in range(6)]
+        write_dataset(
+            root / "datasets" / "openlanguagedata" / "flores_plus",
+            code,
+            {"dev": rows[:3], "devtest": rows[3:]},
+        )
+
+
 def write_dataset(folder: Path, config: str, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A repository with a card and one Parquet file for each split."""
+    """Adds a configuration to a repository: a Parquet file for each split, and its lines in the card."""
     (folder / config).mkdir(parents=True)
-    files = []
+    card = folder / "README.md"
+    before = card.read_text(encoding="utf-8") if card.exists() else "---\nconfigs:\n---\n"
+    lines = f"- config_name: {config}\n  data_files:\n"
     for split, rows in splits.items():
         file = f"{config}/{split}-00000-of-00001.parquet"
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), folder / file)
-        files.append(f"  - {{split: {split}, path: {file}}}\n")
-    card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{''.join(files)}---\n# Questions\n"
-    (folder / "README.md").write_text(card, encoding="utf-8")
+        lines += f"  - {{split: {split}, path: {file}}}\n"
+    card.write_text(before.removesuffix("---\n") + lines + "---\n", encoding="utf-8")
 
 
 def _mmlu(number: int) -> dict[str, Any]:

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tests.evaluation.published import write_arc, write_mmlu, write_suite, write_wikitext
+from lape_ds.evaluation.lm import load_harness_model
+from tests.evaluation.published import (
+    CONTEXT,
+    roomy_model,
+    write_arc,
+    write_mmlu,
+    write_suite,
+    write_wikitext,
+)
 from tests.evaluation.test_harness import by_hand
 from tests.hub import serving
 from tests.processes import REPO
-from tests.tiny_models import tiny_model
-
-MAX_LENGTH = 512  # five examples fit, one long question does not
 
 
 class Measured(NamedTuple):
@@ -40,16 +46,19 @@ class Measured(NamedTuple):
 def measured(tmp_path_factory: pytest.TempPathFactory, bos_tokenizer: PreTrainedTokenizerBase) -> Measured:
     work = tmp_path_factory.mktemp("parity")
     for seed, name in enumerate(("tiny", "first")):
-        model = tiny_model("llama", seed=seed, vocab_size=len(bos_tokenizer), max_position_embeddings=MAX_LENGTH)
-        model.save_pretrained(work / name)
-        bos_tokenizer.save_pretrained(work / name)
+        roomy_model(work / name, bos_tokenizer, seed=seed)
     for write in (write_mmlu, write_arc, write_wikitext):
         write(work / "hub")
     suite = write_suite(work / "published.yaml", "mmlu", "arc", "wikitext")
     with serving(work / "hub") as hub:
         environment = hub.environment(work / "home", OMP_NUM_THREADS="1")
         theirs = "--model hf --tasks mmlu_anatomy,arc_easy,wikitext --num_fewshot 5 --log_samples --device cpu --batch_size 1"
-        paths = ["--model_args", f"pretrained={work / 'tiny'},dtype=float32", "--output_path", str(work / "theirs")]
+        paths = [
+            "--model_args",
+            f"pretrained={work / 'tiny'},dtype=float32",
+            "--output_path",
+            str(work / "theirs"),
+        ]
         run([sys.executable, "-m", "lm_eval", *theirs.split(), *paths], environment)
         # What the harness has fetched is ours too, without a network. Another model is measured first.
         ours = [str(work / "first"), str(work / "tiny"), "--suite", str(suite), "--languages", "eng"]
@@ -58,7 +67,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory, bos_tokenizer: PreTrained
         run([sys.executable, "-m", "lape_ds.cli", "eval", *ours], environment | {"HF_HUB_OFFLINE": "1"})
         assert len(hub.asked) == num_asked
     (results,) = (work / "theirs").rglob("results_*.json")
-    samples = {path.name.split("_2")[0].removeprefix("samples_"): path for path in results.parent.glob("samples_*")}
+    samples = {
+        path.name.split("_2")[0].removeprefix("samples_"): path for path in results.parent.glob("samples_*")
+    }
     return Measured(
         work / "tiny",
         json.loads(results.read_text(encoding="utf-8"))["results"],
@@ -89,28 +100,55 @@ def log_likelihoods(samples: list[dict[str, Any]]) -> list[float]:
     return [float(reply[0][0]) for sample in samples for reply in sample["resps"]]
 
 
-@pytest.mark.parametrize(("task", "metrics"), [("mmlu_anatomy", ["acc"]), ("arc_easy", ["acc", "acc_norm"])])
-def test_the_command_line_of_the_harness_gives_the_same(measured: Measured, task: str, metrics: list[str]):
-    ours, theirs = measured.samples(task), measured.theirs[task]
+def test_the_command_line_of_the_harness_gives_the_same(measured: Measured):
+    """MMLU shows its own first five examples: every byte of every prompt, and every log-likelihood."""
+    ours, theirs = measured.samples("mmlu_anatomy"), measured.theirs["mmlu_anatomy"]
     assert prompts(ours) == prompts(theirs)
     assert [sample["doc_hash"] for sample in ours] == [sample["doc_hash"] for sample in theirs]
     assert log_likelihoods(ours) == pytest.approx(log_likelihoods(theirs), rel=1e-6)
-    for metric in metrics:
-        assert measured.score(task, metric) == measured.results[task][f"{metric},none"]
+    assert measured.score("mmlu_anatomy", "acc") == measured.results["mmlu_anatomy"]["acc,none"]
+
+
+def test_examples_that_are_drawn_differ_by_design_and_the_questions_do_not(measured: Measured):
+    """ARC's examples are drawn: by the command line anew for each document, so that a rank's share of the documents would
+    decide a document's prompt; by us once, for all documents, models and numbers of ranks."""
+    ours, theirs = prompts(measured.samples("arc_easy")), prompts(measured.theirs["arc_easy"])
+    assert last_parts(ours) == last_parts(theirs)
+    assert len({shown for shown, _, _ in split(ours)}) == 1
+    assert len({shown for shown, _, _ in split(theirs)}) == len(theirs)
+    assert {shown.count("\n\n") for shown, _, _ in split(ours) + split(theirs)} == {4}
+
+
+def test_the_requests_of_the_command_line_score_alike(measured: Measured):
+    """ARC's, whose answers are of several tokens, through our side of the model."""
+    theirs = measured.theirs["arc_easy"]
+    model = load_harness_model(measured.folder, dtype="float32", batch_size=1)
+    asked = [tuple(request) for document in prompts(theirs) for request in document]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(asked)]
+    found = [log_likelihood for log_likelihood, _ in model.loglikelihood(requests)]
+    assert found == pytest.approx(log_likelihoods(theirs), rel=1e-6)
+
+
+def split(documents: list[list[list[str]]]) -> list[tuple[str, str, str]]:
+    """Examples, question and answer of every request."""
+    return [
+        (*context.rpartition("\n\n")[::2], answer) for document in documents for context, answer in document
+    ]
+
+
+def last_parts(documents: list[list[list[str]]]) -> list[tuple[str, str]]:
+    return [(question, answer) for _, question, answer in split(documents)]
 
 
 def test_prompts_are_those_published(measured: Measured):
     """MMLU's own first five examples, in their order, one with its white space stripped; BOS is not text."""
-    first = measured.samples("mmlu_anatomy")[0]["arguments"]
-    examples = [
-        f"{'Which bone is number %d? Għaliex?' % number if number % 2 else 'Bone %d is the' % number}\n"
-        + "".join(f"{letter}. bone {number}{letter}\n" for letter in "ABCD")
-        + f"Answer: {'ABCD'[number % 4]}\n\n"
-        for number in range(6)
-    ]
     begin = "The following are multiple choice questions (with answers) about anatomy.\n\n"
-    asked = begin + "".join(examples).removesuffix(" B\n\n")
-    assert first == [[asked, f" {letter}"] for letter in "ABCD"]
+    for number in range(6):
+        begin += f"Which bone is number {number}? Għaliex?\n" if number % 2 else f"Bone {number} is the\n"
+        begin += "".join(f"{letter}. bone {number}{letter}\n" for letter in "ABCD")
+        begin += f"Answer: {'ABCD'[number % 4]}\n\n"
+    first = measured.samples("mmlu_anatomy")[0]["arguments"]
+    assert first == [[begin.removesuffix(" B\n\n"), f" {letter}"] for letter in "ABCD"]
 
 
 def test_prompts_that_fit_begin_with_one_bos(measured: Measured):
@@ -122,14 +160,16 @@ def test_prompts_that_fit_begin_with_one_bos(measured: Measured):
             whole = tokenizer(context + choice).input_ids
             length = len(whole) - len(tokenizer(context).input_ids)
             assert whole.count(tokenizer.bos_token_id) == 1
-            lost += len(whole) > MAX_LENGTH + 1
-            row = whole[-(MAX_LENGTH + 1) :]
-            assert float(reply[0][0]) == pytest.approx(by_hand(measured.folder, row[:-length], row[-length:]), rel=1e-5)
+            lost += len(whole) > CONTEXT + 1
+            row = whole[-(CONTEXT + 1) :]
+            assert float(reply[0][0]) == pytest.approx(
+                by_hand(measured.folder, row[:-length], row[-length:]), rel=1e-5
+            )
     assert lost == 4
 
 
 def test_every_model_gets_the_same_examples(measured: Measured):
-    """ARC draws its examples at random; the second model's were once those after the first's."""
+    """The harness's way of drawing would give the second model those after the first's."""
     for task in ("mmlu_anatomy", "arc_easy", "wikitext"):
         assert measured.samples(task, "first") != measured.samples(task)
         assert prompts(measured.samples(task, "first")) == prompts(measured.samples(task))
