@@ -1,0 +1,331 @@
+"""The comparison of models: a row for every task and, over tasks, means; each with a verdict for every model.
+
+Between what was read and the tables. One task after another is read and reduced to what resampling needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lape_ds.errors import UserError
+from lape_ds.evaluation.comparing.alike import check_results, check_samples, common_settings
+from lape_ds.evaluation.comparing.differences import MIN_DOCUMENTS, Estimate, Paired, estimate
+from lape_ds.evaluation.comparing.measures import Measure, NoMeasure, measured, ratio
+from lape_ds.evaluation.comparing.reading import Samples, read_results, read_samples
+from lape_ds.evaluation.comparing.statistics import LEVEL, Array, holm
+from lape_ds.evaluation.results import TaskResult
+from lape_ds.runlog import progress
+
+NUM_RESAMPLES = 10_000
+SEED = 0
+ACCURACY = "accuracy"  # the means' name of what is rescaled by chance, whatever the tasks' metrics
+ALL_LANGUAGES = "all"
+
+Verdict = Literal["better", "worse", "no difference shown", "not tested"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model against the base in one row.
+
+    Attributes:
+        estimate: The difference.
+        p_holm: Its p, adjusted for all rows and models of the table; None where there is none.
+        verdict: By that p and the direction.
+    """
+
+    estimate: Estimate
+    p_holm: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task, or a mean over tasks.
+
+    Attributes:
+        name: The task's; of a mean, what it is of and of which language.
+        title: The suite's name of the task; of a mean, what it is of.
+        language: Canonical code, or `all`.
+        metric: As the harness calls it.
+        direction: Which way is better.
+        random_baseline: A guesser's score; None where guessing has none, and of means, which are rescaled by it.
+        num_documents: In all.
+        tasks: Of a mean, the tasks in it.
+        models: Label -> that model against the base.
+    """
+
+    name: str
+    title: str
+    language: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    random_baseline: float | None
+    num_documents: int
+    tasks: tuple[str, ...]
+    models: dict[str, Compared]
+
+    @property
+    def base(self) -> float:
+        """The base's score."""
+        return next(iter(self.models.values())).estimate.base
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models against a base.
+
+    Attributes:
+        base: Label of what the others are compared with.
+        folders: Label -> folder of results, the base's first.
+        tasks: A row for every task.
+        means: A row for every mean.
+        left_out: Task -> labels of the models that it was measured for, where that is not all of them.
+        settings: Task -> what was the same for all models.
+        model_settings: Label -> what results say of the model.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+
+    base: str
+    folders: dict[str, Path]
+    tasks: list[Row]
+    means: list[Row]
+    left_out: dict[str, list[str]]
+    settings: dict[str, dict[str, Any]]
+    model_settings: dict[str, dict[str, Any]]
+    num_resamples: int
+    seed: int
+
+
+@dataclass
+class _Tasks:
+    """Tasks as they are read: those that can be resampled, and those that only have a value."""
+
+    paired: dict[str, Paired] = field(default_factory=dict)
+    value_only: dict[str, list[Estimate]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """What is averaged.
+
+    Attributes:
+        kind: `accuracy` or a metric.
+        language: Or `all`.
+        weights: Task -> weight; they sum to 1 but for the rescaling.
+        offset: What the weighted sum of scores is too large by.
+    """
+
+    kind: str
+    language: str
+    weights: dict[str, float]
+    offset: float
+
+
+def compare(
+    folders: Mapping[str, Path], *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
+) -> Comparison:
+    """Compares the first of some models with each of the others.
+
+    Args:
+        folders: Label -> folder of results.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: Results or samples are missing, damaged or not measured alike, or there is no common task.
+    """
+    results = {label: read_results(folder) for label, folder in folders.items()}
+    results, left_out = _common(results)
+    check_results(results)
+    base, *labels = results
+    read = _read(folders, results)
+    means = _means(results[base], read.paired)
+    found, averaged = estimate(
+        read.paired,
+        {f"{mean.kind} {mean.language}": mean.weights for mean in means},
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    estimates = {task: found.get(task) or read.value_only[task] for task in results[base]}
+    rows = [_task_row(result, labels, estimates[result.task]) for result in _ordered(results[base].values())]
+    mean_rows = [
+        _mean_row(mean, results[base], labels, averaged[f"{mean.kind} {mean.language}"]) for mean in means
+    ]
+    first = {label: next(iter(model.values())) for label, model in results.items()}
+    return Comparison(
+        base=base,
+        folders=dict(folders),
+        tasks=_judged(rows),
+        means=_judged(mean_rows),
+        left_out=left_out,
+        settings={task: common_settings(result) for task, result in results[base].items()},
+        model_settings={
+            label: {key: value for key, value in one.settings.items() if key not in common_settings(one)}
+            for label, one in first.items()
+        },
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def _common(
+    results: Mapping[str, Mapping[str, TaskResult]],
+) -> tuple[dict[str, dict[str, TaskResult]], dict[str, list[str]]]:
+    """The tasks that every model has, and who has the others."""
+    tasks = dict.fromkeys(task for model in results.values() for task in model)
+    having = {task: [label for label, model in results.items() if task in model] for task in tasks}
+    common = [task for task, labels in having.items() if len(labels) == len(results)]
+    if not common:
+        raise UserError(
+            f"no task was measured for all of {', '.join(results)}: run `lape-ds eval` for them with one suite"
+        )
+    left_out = {task: labels for task, labels in having.items() if task not in set(common)}
+    return {label: {task: model[task] for task in common} for label, model in results.items()}, left_out
+
+
+def _ordered(results: Iterable[TaskResult]) -> list[TaskResult]:
+    """Tasks of one title together."""
+    return sorted(results, key=lambda result: (result.title, result.language, result.task))
+
+
+def _read(folders: Mapping[str, Path], results: Mapping[str, Mapping[str, TaskResult]]) -> _Tasks:
+    base = next(iter(results))
+    read = _Tasks()
+    for task in progress(list(results[base]), "comparing", unit="tasks"):
+        by_model = {label: model[task] for label, model in results.items()}
+        samples = {label: read_samples(folders[label], result) for label, result in by_model.items()}
+        check_samples(task, samples)
+        try:
+            read.paired[task] = _paired(by_model, samples)
+        except NoMeasure as error:
+            scores = [_score(result) for result in by_model.values()]
+            read.value_only[task] = [
+                Estimate(scores[0], score, score - scores[0], reason=str(error)) for score in scores[1:]
+            ]
+    return read
+
+
+def _paired(results: Mapping[str, TaskResult], samples: Mapping[str, Samples]) -> Paired:
+    """What resampling needs of one task.
+
+    Raises:
+        NoMeasure: There are too few documents, or the score is no function of sums over them.
+    """
+    metric = next(iter(results.values())).metric.partition(",")[0]
+    found: dict[str, tuple[Measure, Array]] = {
+        label: measured(metric, one.values) for label, one in samples.items()
+    }
+    for label, (measure, contributions) in found.items():
+        value, stored = float(measure.value(contributions.sum(axis=0))), _score(results[label])
+        if abs(value - stored) > 1e-6 * max(1.0, abs(stored)):
+            raise NoMeasure("not the mean of its documents")
+    measures, contributions = zip(*found.values(), strict=True)
+    if len(contributions[0]) < MIN_DOCUMENTS:
+        raise NoMeasure(f"fewer than {MIN_DOCUMENTS} documents")
+    measure = replace(measures[0], is_accuracy=all(one.is_accuracy for one in measures))
+    return Paired(measure, contributions[0], np.stack(contributions[1:]))
+
+
+def _score(result: TaskResult) -> float:
+    return result.scores[result.metric].value
+
+
+def _kind(result: TaskResult, paired: Paired) -> str:
+    """What a task's score may be averaged with."""
+    is_mean = paired.measure.value is ratio and result.metric != "bits_per_byte"
+    return ACCURACY if is_mean and result.random_baseline is not None else result.metric
+
+
+def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> list[_Mean]:
+    """Of each kind: over the tasks of each language that has several, and over languages, each weighing alike."""
+    found: list[_Mean] = []
+    kinds = {task: _kind(results[task], one) for task, one in paired.items()}
+    for kind in sorted(set(kinds.values()), key=lambda kind: (kind != ACCURACY, kind)):
+        own = [results[task] for task in paired if kinds[task] == kind]
+        if len({result.direction for result in own}) > 1 or (
+            kind == ACCURACY and own[0].direction != "higher"
+        ):
+            continue
+        languages = {
+            language: [result for result in own if result.language == language]
+            for language in sorted({result.language for result in own})
+        }
+        found += [_mean(kind, name, [tasks]) for name, tasks in languages.items() if len(tasks) > 1]
+        if len(languages) > 1:
+            found.append(_mean(kind, ALL_LANGUAGES, list(languages.values())))
+    return found
+
+
+def _mean(kind: str, language: str, groups: Sequence[Sequence[TaskResult]]) -> _Mean:
+    """Over groups of tasks, each of which weighs alike, as do the tasks within one."""
+    weights, offset = {}, 0.0
+    for tasks in groups:
+        for result in tasks:
+            chance = result.random_baseline if kind == ACCURACY else None
+            weights[result.task] = 1 / (len(groups) * len(tasks) * (1 - (chance or 0.0)))
+            offset += weights[result.task] * (chance or 0.0)
+    return _Mean(kind, language, weights, offset)
+
+
+def _task_row(result: TaskResult, labels: Sequence[str], found: Sequence[Estimate]) -> Row:
+    return Row(
+        name=result.task,
+        title=result.title,
+        language=result.language,
+        metric=result.metric,
+        direction=result.direction,
+        random_baseline=result.random_baseline,
+        num_documents=result.num_documents,
+        tasks=(),
+        models=_unjudged(labels, found),
+    )
+
+
+def _mean_row(
+    mean: _Mean, results: Mapping[str, TaskResult], labels: Sequence[str], found: Sequence[Estimate]
+) -> Row:
+    moved = [replace(one, base=one.base - mean.offset, value=one.value - mean.offset) for one in found]
+    tasks = tuple(mean.weights)
+    return Row(
+        name=f"mean {mean.kind}, {mean.language}",
+        title=f"mean {mean.kind}",
+        language=mean.language,
+        metric=mean.kind,
+        direction=results[tasks[0]].direction,
+        random_baseline=None,
+        num_documents=sum(results[task].num_documents for task in tasks),
+        tasks=tasks,
+        models=_unjudged(labels, moved),
+    )
+
+
+def _unjudged(labels: Sequence[str], found: Sequence[Estimate]) -> dict[str, Compared]:
+    return {label: Compared(one, None, "not tested") for label, one in zip(labels, found, strict=True)}
+
+
+def _judged(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with p adjusted over all of them, and verdicts."""
+    tested = [one.estimate.p for row in rows for one in row.models.values() if one.estimate.p is not None]
+    adjusted = iter(holm(tested))
+    return [
+        replace(row, models={label: _verdict(row, one, adjusted) for label, one in row.models.items()})
+        for row in rows
+    ]
+
+
+def _verdict(row: Row, compared: Compared, adjusted: Iterable[float]) -> Compared:
+    found = compared.estimate
+    if found.p is None:
+        return compared
+    p_holm = next(iter(adjusted))
+    if p_holm > LEVEL or found.difference == 0:
+        return Compared(found, p_holm, "no difference shown")
+    better = (found.difference > 0) == (row.direction == "higher")
+    return Compared(found, p_holm, "better" if better else "worse")
