@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from lape_ds.evaluation.comparing.comparison import Compared, Comparison, Row
+from lape_ds.evaluation.comparing.comparison import Compared, Comparison, Row, Verdict
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _WIDTH = 90  # of a log or a file
@@ -30,9 +30,9 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     most = max(1, (console.width - _FIRST_COLUMNS) // _MODEL_COLUMN)
     for start in range(0, len(labels), most):
         some = labels[start : start + most]
-        console.print(_table("tasks", comparison, comparison.tasks, some))
+        console.print(_table("tasks", comparison, comparison.tasks, some), "")
         if comparison.means:
-            console.print(_table("means over tasks", comparison, comparison.means, some))
+            console.print(_table("means over tasks", comparison, comparison.means, some), "")
     for line in [*notes(comparison), *caption(comparison)]:
         console.print(line, highlight=False, style="dim")
 
@@ -60,18 +60,26 @@ def caption(comparison: Comparison) -> list[str]:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What is not in the tables, and rows without an interval, a line for each reason."""
+    """How many rows went which way, and what is not in the tables, a line for each reason."""
+    lines = [_count(comparison, label) for label in list(comparison.folders)[1:]]
     by_reason: dict[str, list[str]] = {}
     for row in comparison.tasks:
-        for label, one in row.models.items():
-            if one.estimate.reason:
-                who = f"{row.name} ({label})" if len(row.models) > 1 else row.name
-                by_reason.setdefault(one.estimate.reason, []).append(who)
-    lines = [f"No interval, {reason}: {_some(names)}." for reason, names in by_reason.items()]
+        reasons = {label: one.estimate.reason for label, one in row.models.items()}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            who = [label for label in reasons if reasons[label] == reason]
+            name = row.name if len(who) == len(reasons) else f"{row.name} ({', '.join(who)})"
+            by_reason.setdefault(reason, []).append(name)
+    lines += [f"No interval, {reason}: {_some(names)}." for reason, names in by_reason.items()]
     if comparison.left_out:
         names = [f"{task} (only {', '.join(labels)})" for task, labels in comparison.left_out.items()]
         lines.append(f"Left out, not measured for every model: {_some(names)}.")
     return lines
+
+
+def _count(comparison: Comparison, label: str) -> str:
+    verdicts = [row.models[label].verdict for row in comparison.tasks]
+    shown: tuple[Verdict, ...] = ("better", "worse", "no difference shown", "not tested")
+    return f"{label}: {', '.join(f'{verdicts.count(one)} {one}' for one in shown if one in verdicts)}."
 
 
 def _some(names: Sequence[str]) -> str:

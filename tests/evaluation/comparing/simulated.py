@@ -6,7 +6,8 @@ models alike), skewed (many small losses, few large gains) and rare (nine of ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -18,12 +19,17 @@ NUM_MODELS = 20  # of each task: their differences from the base are independent
 SIZES = (40, 100, 200)  # documents
 _ORDERS = 8  # chrF++: six of characters, two of words
 
-Draw = Callable[[np.random.Generator, int], Paired]
+
+
+class Draw(Protocol):
+    """Makes a base and `NUM_MODELS` models that are better by `gain`."""
+
+    def __call__(self, rng: np.random.Generator, size: int, *, gain: float = 0.0) -> Paired: ...
 
 
 def right_or_wrong(rng: np.random.Generator, size: int, *, gain: float = 0.0) -> Paired:
-    """Half of the base's answers are right; a share of 0.1 to 0.4 changes, `gain` more of them for the better."""
-    base = rng.permutation(np.arange(size) % 2).astype(float)
+    """Half of the base's answers are right; a share of 0.1 to 0.4 changes, `gain` more of the wrong, less of the right."""
+    base = rng.integers(2, size=size).astype(float)
     changed = rng.uniform(0.1, 0.4) + np.where(base == 0, gain, -gain)
     models = np.where(rng.random((NUM_MODELS, size)) < changed, 1 - base, base)
     return Paired(Measure(ratio, is_accuracy=True), _with_ones(base), _with_ones(models))
@@ -86,10 +92,12 @@ def _beside(first: Array, second: Array) -> Array:
     return np.stack([first, second], axis=-1)
 
 
-def compared(draw: Draw, *, num: int, num_resamples: int, seed: int) -> Iterator[tuple[int, Estimate]]:
-    """`num` comparisons by the command's own engine, and on how many documents each was made."""
+def compared(
+    draw: Draw, *, num: int, num_resamples: int, seed: int, gain: float = 0.0
+) -> Iterator[tuple[int, Estimate]]:
+    """At least `num` comparisons by the command's own engine, and on how many documents each was made."""
     rng = np.random.default_rng(seed)
     for size in SIZES:
-        tasks = {str(place): draw(rng, size) for place in range(num // NUM_MODELS // len(SIZES) + 1)}
+        tasks = {str(place): draw(rng, size, gain=gain) for place in range(num // NUM_MODELS // len(SIZES) + 1)}
         found, _ = estimate(tasks, {}, num_resamples=num_resamples, seed=seed)
         yield from ((size, one) for models in found.values() for one in models)
