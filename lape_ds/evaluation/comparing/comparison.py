@@ -15,7 +15,7 @@ import numpy as np
 from lape_ds.errors import UserError
 from lape_ds.evaluation.comparing.alike import check_results, check_samples, common_settings
 from lape_ds.evaluation.comparing.differences import MIN_DOCUMENTS, Estimate, Paired, estimate
-from lape_ds.evaluation.comparing.measures import Measure, NoMeasure, measured, ratio
+from lape_ds.evaluation.comparing.measures import Measure, NoMeasure, measured
 from lape_ds.evaluation.comparing.reading import Samples, read_results, read_samples
 from lape_ds.evaluation.comparing.statistics import LEVEL, Array, holm
 from lape_ds.evaluation.results import TaskResult
@@ -229,6 +229,8 @@ def _paired(results: Mapping[str, TaskResult], samples: Mapping[str, Samples]) -
     measures, contributions = zip(*found.values(), strict=True)
     if len(contributions[0]) < MIN_DOCUMENTS:
         raise NoMeasure(f"fewer than {MIN_DOCUMENTS} documents")
+    if measures[0].is_ratio and any((one[:, 1] != contributions[0][:, 1]).any() for one in contributions):
+        raise NoMeasure("its documents are of other lengths for other models")
     measure = replace(measures[0], is_accuracy=all(one.is_accuracy for one in measures))
     return Paired(measure, contributions[0], np.stack(contributions[1:]))
 
@@ -239,7 +241,7 @@ def _score(result: TaskResult) -> float:
 
 def _kind(result: TaskResult, paired: Paired) -> str:
     """What a task's score may be averaged with."""
-    is_mean = paired.measure.value is ratio and result.metric != "bits_per_byte"
+    is_mean = paired.measure.is_ratio and result.metric != "bits_per_byte"
     return ACCURACY if is_mean and result.random_baseline is not None else result.metric
 
 

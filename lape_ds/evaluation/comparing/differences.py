@@ -9,7 +9,7 @@ Shapes: n documents, k numbers of each, M models beside the base.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,16 +140,39 @@ def _observe(task: Paired) -> _Observed:
     moved = (size - 1) * (scores[:, None] - task.measure.value(totals[:, None] - stacked))
     moved -= moved.mean(axis=1, keepdims=True)
     influences = (moved[1:] - moved[0]).T
-    return _Observed(scores, influences, (influences**2).sum(axis=0) / (size * (size - 1)))
+    if task.measure.is_ratio:
+        variances = _resampled_ratio(task, scores[1:] - scores[0], np.ones((1, size)))[1][0]
+    else:
+        variances = (influences**2).sum(axis=0) / (size * (size - 1))
+    return _Observed(scores, influences, variances)
 
 
 def _resampled(task: Paired, observed: _Observed, counts: Array) -> tuple[Array, Array]:
     """Distances of the resampled differences from the differences, and their own variances, `[resamples, M]` each."""
+    if task.measure.is_ratio:
+        return _resampled_ratio(task, observed.differences, counts)
     num_models, size, numbers = task.models.shape
     columns = task.models.transpose(1, 0, 2).reshape(size, num_models * numbers)
     models = task.measure.value((counts @ columns).reshape(len(counts), num_models, numbers))
     differences = models - task.measure.value(counts @ task.base)[:, None]
     return differences - observed.differences, _variances(counts, observed.influences)
+
+
+def _resampled_ratio(task: Paired, differences: Array, counts: Array) -> tuple[Array, Array]:
+    """The same for a ratio, whose variance is known in every resample; influences in the data only come near it.
+
+    Source: Cochran, Sampling Techniques, 3rd ed., 1977, section 2.11 (ratio estimate).
+    """
+    size, lengths = len(task.base), task.base[:, 1]
+    residuals = (task.models[:, :, 0] - task.base[:, 0]).T - differences * lengths[:, None]  # [n, M]
+    whole = (counts @ lengths)[:, None]
+    distances = counts @ residuals / whole
+    squares = (
+        counts @ residuals**2
+        - 2 * distances * (counts @ (residuals * lengths[:, None]))
+        + distances**2 * (counts @ lengths**2)[:, None]
+    )
+    return distances, np.maximum(squares, 0.0) / whole**2 * size / (size - 1)
 
 
 def _variances(counts: Array, influences: Array) -> Array:

@@ -35,6 +35,11 @@ class Measure:
     value: Callable[[Array], Array]
     is_accuracy: bool = False
 
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it is the ratio of two sums, the second of which no model changes: documents or their bytes."""
+        return self.value is ratio
+
 
 class NoMeasure(Exception):
     """The score is not made of documents that can be resampled; says why."""
@@ -109,11 +114,13 @@ def _scorer(metric: str) -> CHRF | BLEU:
 
 
 def _segments(metric: str, pairs: Sequence[Any]) -> Array:
-    """sacrebleu's counts of each document, from pairs (reference, hypothesis)."""
+    """Counts of each document by sacrebleu, from pairs (reference, hypothesis)."""
     references = [[reference] if isinstance(reference, str) else reference for reference, _ in pairs]
     hypotheses = [text if isinstance(text, str) else text[0] for _, text in pairs]
     most = max(map(len, references))
-    streams = [[texts[place] if place < len(texts) else None for texts in references] for place in range(most)]
+    streams = [
+        [texts[place] if place < len(texts) else None for texts in references] for place in range(most)
+    ]
     # What its own paired significance tests resample; there is no public name for it.
     counts = _scorer(metric)._extract_corpus_statistics(hypotheses, streams)  # pyright: ignore[reportArgumentType]
     return np.array(counts, dtype=np.float64)

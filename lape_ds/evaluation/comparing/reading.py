@@ -53,7 +53,9 @@ def result_folders(targets: Sequence[str]) -> dict[str, Path]:
         labelled[label] = folder
     if len(labelled) < 2:
         named = ", ".join(labelled) or "none"
-        raise UserError(f"a comparison needs the results of two models, and finds {named}: name a base and another")
+        raise UserError(
+            f"a comparison needs the results of two models, and finds {named}: name a base and another"
+        )
     return labelled
 
 

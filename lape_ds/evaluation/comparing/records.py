@@ -38,9 +38,7 @@ def as_json(comparison: Comparison, *, command: str) -> dict[str, Any]:
             label: {"folder": str(folder), **comparison.model_settings[label]}
             for label, folder in comparison.folders.items()
         },
-        "tasks": [
-            {**_row(row), "measured_with": comparison.settings[row.name]} for row in comparison.tasks
-        ],
+        "tasks": [{**_row(row), "measured_with": comparison.settings[row.name]} for row in comparison.tasks],
         "means": [{**_row(row), "tasks": list(row.tasks)} for row in comparison.means],
         "left_out": {task: {"measured_for": labels} for task, labels in comparison.left_out.items()},
     }

@@ -127,7 +127,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p of several tests, adjusted so that at most one family in twenty has a false positive at 0.05.
+    """Several p, adjusted so that at most one family in twenty has a false positive at 0.05.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6, 1979.
     """

@@ -44,19 +44,17 @@ def caption(comparison: Comparison) -> list[str]:
         for name, rows in (("tasks", comparison.tasks), ("means", comparison.means))
     }
     means = f", {num_tests['means']} of the means" if num_tests["means"] else ""
-    return [
-        f"Each model's difference from {comparison.base}, on the same documents. ±: half of the 95 % interval of that row by itself "
-        f"({comparison.num_resamples:,} paired bootstrap resamples, studentised). p: two-sided (exact McNemar where answers are right or "
-        f"wrong), after Holm's correction for all {num_tests['tasks']} comparisons of the tasks{means}. better, worse: p ≤ 0.05; "
-        "–: no difference shown, which is not a proof that there is none. ↑ ↓: which way is better.",
-        *(
-            [
-                "mean accuracy: (score − chance) / (1 − chance), averaged over the tasks of a language; all: over languages."
-            ]
-            if comparison.means
-            else []
-        ),
+    lines = [
+        f"Each model's difference from {comparison.base}, on the same documents. ±: half of the 95 % interval of that row "
+        f"by itself ({comparison.num_resamples:,} paired bootstrap resamples, studentised). p: two-sided (exact McNemar where "
+        f"answers are right or wrong), after Holm's correction for all {num_tests['tasks']} comparisons of the tasks{means}. "
+        "better, worse: p ≤ 0.05; –: no difference shown, which is not a proof that there is none. ↑ ↓: which way is better."
     ]
+    if comparison.means:
+        lines.append(
+            "mean accuracy: (score − chance) / (1 − chance), averaged over the tasks of a language; all: over languages."
+        )
+    return lines
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -115,9 +113,7 @@ def _cell(row: Row, compared: Compared) -> str:
     found, colour = compared.estimate, _COLOURS[compared.verdict]
     half = "" if found.half_width is None else f" ±{number(found.half_width, row)}"
     p = "not tested" if compared.p_holm is None else f"p {probability(compared.p_holm)}"
-    return (
-        f"{signed(found.difference, row)}{half}\n[{colour}]{f'{p} {_WORDS[compared.verdict]}'.rstrip()}[/{colour}]"
-    )
+    return f"{signed(found.difference, row)}{half}\n[{colour}]{f'{p} {_WORDS[compared.verdict]}'.rstrip()}[/{colour}]"
 
 
 def number(value: float, row: Row) -> str:

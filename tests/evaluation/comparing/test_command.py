@@ -39,11 +39,21 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 
 def write_model(folder: Path, *, right: float = 0.5, better: bool = False) -> None:
     """Two languages of one task, one of another, and one that cannot be resampled."""
-    for title, language in (("topic", "mlt_Latn"), ("topic", "kat_Geor"), ("a_much_longer_name_of_a_task", "mlt_Latn")):
+    for title, language in (
+        ("topic", "mlt_Latn"),
+        ("topic", "kat_Geor"),
+        ("a_much_longer_name_of_a_task", "mlt_Latn"),
+    ):
         values = answers(80, right=right, seed=len(title))
         values = [1.0 if better and language == "mlt_Latn" and n % 3 else v for n, v in enumerate(values)]
         write_task(folder, values, title=title, language=language)
-    write_task(folder, [(f"kelb {n}", "kelb") for n in range(12)], title="flores", metric="chrf++", random_baseline=None)
+    write_task(
+        folder,
+        [(f"kelb {n}", "kelb") for n in range(12)],
+        title="flores",
+        metric="chrf++",
+        random_baseline=None,
+    )
     write_task(folder, [(1, 1)] * 20, title="mela", metric="mcc", random_baseline=0.0)
 
 
@@ -74,7 +84,10 @@ def test_what_may_be_named(recipe: Path, output: Path, monkeypatch: pytest.Monke
     assert list(result_folders([str(recipe)])) == three
     assert list(result_folders([run])) == ["base", "subnetwork"]
     assert list(result_folders([run, str(output / "random-seed0")])) == three
-    assert list(result_folders([str(output / name) for name in ("random-seed0", "base")])) == ["random-seed0", "base"]
+    assert list(result_folders([str(output / name) for name in ("random-seed0", "base")])) == [
+        "random-seed0",
+        "base",
+    ]
     monkeypatch.chdir(output)
     assert result_folders(["base", "./subnetwork", "subnetwork/"]) == {
         "base": output / "base",
@@ -84,13 +97,18 @@ def test_what_may_be_named(recipe: Path, output: Path, monkeypatch: pytest.Monke
 
 def test_two_folders_of_one_name_get_longer_ones(output: Path, tmp_path: Path):
     write_model(tmp_path / "again" / "base")
-    assert list(result_folders([str(output / "base"), str(tmp_path / "again" / "base")])) == ["base", "again-base"]
+    assert list(result_folders([str(output / "base"), str(tmp_path / "again" / "base")])) == [
+        "base",
+        "again-base",
+    ]
 
 
 def test_what_has_no_results_is_refused(recipe: Path, output: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"finds base: name a base and another"):
         result_folders([str(output / "base")])
-    with pytest.raises(UserError, match=r"no results in .*eval/not-measured: run `lape-ds eval .*not-measured`"):
+    with pytest.raises(
+        UserError, match=r"no results in .*eval/not-measured: run `lape-ds eval .*not-measured`"
+    ):
         result_folders([str(output.parent / "train" / "not-measured")])
     with pytest.raises(UserError, match=r"nowhere: no results in nowhere; name a folder of `lape-ds eval`"):
         result_folders([str(output), "nowhere"])
@@ -106,9 +124,21 @@ def test_the_command_prints_and_writes(
     assert call(monkeypatch, str(output), *options) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 90
-    for text in ("topic ↑ mlt_Latn", "acc, n 80, chance 0.25", "p <0.0001 better", "p 1.0000 –", "not tested"):
+    for text in (
+        "topic ↑ mlt_Latn",
+        "acc, n 80, chance 0.25",
+        "p <0.0001 better",
+        "p 1.0000 –",
+        "not tested",
+    ):
         assert text in shown
-    for text in ("subnetwork: 2 better, 2 no difference shown, 1 not tested", "mela_mlt_Latn", "Holm", "McNemar", "±"):
+    for text in (
+        "subnetwork: 2 better, 2 no difference shown, 1 not tested",
+        "mela_mlt_Latn",
+        "Holm",
+        "McNemar",
+        "±",
+    ):
         assert text in " ".join(shown.split())
     assert "mean accuracy ↑ all\n" not in shown  # the line goes on
     assert "over 3 tasks" in shown
@@ -118,7 +148,9 @@ def test_the_command_prints_and_writes(
     topic = next(row for row in record["tasks"] if row["name"] == "topic_mlt_Latn")
     one = topic["models"]["subnetwork"]
     assert one["score"] - topic["base_score"] == pytest.approx(one["difference"])
-    assert one["interval"] == pytest.approx([one["difference"] - one["half_width"], one["difference"] + one["half_width"]])
+    assert one["interval"] == pytest.approx(
+        [one["difference"] - one["half_width"], one["difference"] + one["half_width"]]
+    )
     assert (one["verdict"], one["documents_lost"], topic["unit"]) == ("better", 0, "share of documents")
     assert topic["measured_with"]["versions"]["lm-eval"] == "0.4.13"
     assert record["method"]["num_resamples"] == 10_000
@@ -193,7 +225,11 @@ def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: 
     models = {"base": model_folder, "other": other_folder, "same": model_folder}
     results = evaluate(models, suite="quickstart", languages=["mlt", "kat"], output_dir=tmp_path, limit=24)
     found = compare(result_folders([str(tmp_path)]), num_resamples=2000)
-    assert [row.name for row in found.tasks] == sorted(results["base"], key=lambda name: (results["base"][name].title, results["base"][name].language))
+    assert [(row.title, row.language) for row in found.tasks] == [
+        (title, language)
+        for title in ("bits_per_byte", "cloze", "topic", "translation")
+        for language in ("kat_Geor", "mlt_Latn")
+    ]
     for row in found.tasks:
         for label, one in row.models.items():
             scores = [results[model][row.name].scores[row.metric].value for model in ("base", label)]
@@ -213,6 +249,8 @@ def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: 
     ]
     show(found, Console(file=io.StringIO()))
 
-    evaluate({"base": model_folder}, suite="quickstart", languages=["mlt", "kat"], output_dir=tmp_path, limit=12)
+    evaluate(
+        {"base": model_folder}, suite="quickstart", languages=["mlt", "kat"], output_dir=tmp_path, limit=12
+    )
     with pytest.raises(UserError, match=r"of base and other: limit 12 against 24 \(and"):
         compare(result_folders([str(tmp_path)]))

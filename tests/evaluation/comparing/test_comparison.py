@@ -49,7 +49,9 @@ def test_a_row_has_the_difference_the_exact_p_and_the_documents_behind_it(tmp_pa
     assert one.estimate.p == one.p_holm == mcnemar(gained, 0)
     assert (row.base, one.verdict) == (sum(right) / 200, "better")
     assert found.means == []  # one task is its own mean
-    assert found.settings == {row.name: {k: v for k, v in SETTINGS.items() if k not in ("model_fingerprint", "tokenizer_sha256")}}
+    assert found.settings == {
+        row.name: {k: v for k, v in SETTINGS.items() if k not in ("model_fingerprint", "tokenizer_sha256")}
+    }
     assert found.model_settings["run"] == {"model_fingerprint": "ab", "tokenizer_sha256": "cd"}
 
 
@@ -90,9 +92,18 @@ def test_bits_per_byte_and_chrf_have_means_of_their_own(tmp_path: Path):
         for language in ("mlt_Latn", "kat_Geor"):
             write_bits(tmp_path / label, 1.2, language=language)
             write_task(tmp_path / label, answers(20, right=0.5, seed=1), language=language)
-            write_task(tmp_path / label, pairs, title="flores", language=language, metric="chrf++", random_baseline=None)
+            write_task(
+                tmp_path / label,
+                pairs,
+                title="flores",
+                language=language,
+                metric="chrf++",
+                random_baseline=None,
+            )
     found = compared(tmp_path)
-    assert [row.name for row in found.means] == [f"mean {kind}, all" for kind in ("accuracy", "bits_per_byte", "chrf++")]
+    assert [row.name for row in found.means] == [
+        f"mean {kind}, all" for kind in ("accuracy", "bits_per_byte", "chrf++")
+    ]
     assert [row.direction for row in found.means] == ["higher", "lower", "higher"]
     assert found.means[1].base == pytest.approx(found.tasks[2].base)
 
@@ -140,9 +151,9 @@ def test_tasks_of_one_model_are_listed_and_left_out(tmp_path: Path):
     found = compared(tmp_path, "run", "other")
     assert [row.title for row in found.tasks] == ["topic"]
     assert found.left_out == {"heldout_mlt_Latn": ["run"]}
-    with pytest.raises(UserError, match="no task was measured for all of base, run: .*one suite"):
-        for path in (tmp_path / "run").glob("topic*"):
-            path.unlink()
+    for path in (tmp_path / "run").glob("topic*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no task was measured for all of base, run: .*one suite"):
         compared(tmp_path)
 
 
@@ -179,8 +190,14 @@ VERSIONS: dict[str, str] = SETTINGS["versions"]
         (changed_result(num_documents=21), "num_documents 20 against 21"),
         (changed_result(random_baseline=0.5), "random_baseline 0.25 against 0.5"),
         (edited_samples('"doc_hash": "[^"]+"', '"doc_hash": "x"'), "doc_hash of document 1 .* against x"),
-        (edited_samples('"prompt_hash": "[^"]+"', '"prompt_hash": "x"'), "prompt_hash of document 1 .* against x"),
-        (edited_samples('"target_hash": "[^"]+"', '"target_hash": "x"', 0), "target_hash of document 1 .* against x"),
+        (
+            edited_samples('"prompt_hash": "[^"]+"', '"prompt_hash": "x"'),
+            "prompt_hash of document 1 .* against x",
+        ),
+        (
+            edited_samples('"target_hash": "[^"]+"', '"target_hash": "x"', 0),
+            "target_hash of document 1 .* against x",
+        ),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "change",
 )
@@ -193,7 +210,9 @@ def test_what_was_not_measured_alike_is_refused_in_one_line(
     with pytest.raises(UserError) as caught:
         compared(tmp_path, "same", "run")
     said = str(caught.value)
-    assert re.search(rf"not measured alike: topic_mlt_Latn of base and run: {what}.*`lape-ds eval` again", said), said
+    assert re.search(
+        rf"not measured alike: topic_mlt_Latn of base and run: {what}.*`lape-ds eval` again", said
+    ), said
     assert "\n" not in said
 
 
@@ -211,7 +230,12 @@ def test_of_many_differences_the_number_is_told(tmp_path: Path):
 
 
 def test_models_and_tokenizers_may_differ(tmp_path: Path):
-    of_model = {"model_fingerprint": "1", "pack_fingerprint": "2", "config_sha256": "3", "tokenizer_sha256": "4"}
+    of_model = {
+        "model_fingerprint": "1",
+        "pack_fingerprint": "2",
+        "config_sha256": "3",
+        "tokenizer_sha256": "4",
+    }
     write_task(tmp_path / "base", answers(20, right=0.5, seed=0))
     write_task(tmp_path / "run", answers(20, right=0.5, seed=0), settings=SETTINGS | of_model)
     assert compared(tmp_path).model_settings["run"] == of_model
@@ -224,7 +248,9 @@ def cut_off(folder: Path) -> None:
 
 def shortened(folder: Path) -> None:
     (path,) = (folder / "samples").iterdir()
-    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-2]), encoding="utf-8")
+    path.write_text(
+        "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-2]), encoding="utf-8"
+    )
 
 
 def doubled(folder: Path) -> None:
@@ -259,6 +285,8 @@ def test_damaged_samples_are_refused_in_one_line(tmp_path: Path, damage: Callabl
     for label in ("base", "run"):
         write_task(tmp_path / label, answers(20, right=0.5, seed=0))
     damage(tmp_path / "run")
-    with pytest.raises(UserError, match=rf"{what}.*delete .*run/topic_mlt_Latn\.json and run `lape-ds eval`") as caught:
+    with pytest.raises(
+        UserError, match=rf"{what}.*delete .*run/topic_mlt_Latn\.json and run `lape-ds eval`"
+    ) as caught:
         compared(tmp_path)
     assert "\n" not in str(caught.value)

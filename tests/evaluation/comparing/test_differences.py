@@ -10,7 +10,7 @@ import pytest
 from lape_ds.evaluation.comparing.differences import MIN_DIFFERING, Paired, estimate
 from lape_ds.evaluation.comparing.measures import Measure, chrf, ratio
 from lape_ds.evaluation.comparing.statistics import Array, mcnemar, resamplings
-from tests.evaluation.comparing.simulated import bits_per_byte, right_or_wrong, translations
+from tests.evaluation.comparing.simulated import bits_alike, right_or_wrong, translations_alike
 
 NUM_RESAMPLES, SEED = 400, 5
 
@@ -28,6 +28,17 @@ def difference(paired: Paired, chosen: Array) -> float:
     return float(model - paired.measure.value(paired.base[chosen].sum(axis=0)))
 
 
+def standard_error(paired: Paired, chosen: Array, influence: Array) -> float:
+    """Of documents that are drawn: of a ratio by its residuals, else by what each document moves in the data."""
+    if paired.measure.value is ratio:
+        moved = paired.models[0][chosen, 0] - paired.base[chosen, 0]
+        lengths = paired.base[chosen, 1]
+        influence = (moved - moved.sum() / lengths.sum() * lengths) / lengths.mean()
+    else:
+        influence = influence[chosen]
+    return math.sqrt(np.var(influence) / (len(chosen) - 1))
+
+
 def by_loop(paired: Paired) -> tuple[float, float, float]:
     """Difference, half-width and p of the bootstrap, one resample and one document at a time."""
     size = len(paired.base)
@@ -35,12 +46,11 @@ def by_loop(paired: Paired) -> tuple[float, float, float]:
     whole = difference(paired, everything)
     influence = [(size - 1) * (whole - difference(paired, np.delete(everything, k))) for k in range(size)]
     influence = np.array(influence) - np.mean(influence)
-    error = math.sqrt((influence**2).sum() / (size * (size - 1)))
+    error = standard_error(paired, everything, influence)
     t = []
     for counts in np.concatenate(list(resamplings(size, num_resamples=NUM_RESAMPLES, seed=SEED))):
         chosen = np.repeat(everything, counts.astype(int))
-        own = math.sqrt(np.var(influence[chosen]) / (size - 1))
-        t.append((difference(paired, chosen) - whole) / own)
+        t.append((difference(paired, chosen) - whole) / standard_error(paired, chosen, influence))
     rank = math.floor(0.025 * (NUM_RESAMPLES + 1))
     upper, lower = sorted(t)[-rank], sorted(t)[rank - 1]
     observed = abs(whole) / error
@@ -48,7 +58,7 @@ def by_loop(paired: Paired) -> tuple[float, float, float]:
     return whole, error * max(upper, -lower), min(1.0, 2 * (beyond + 1) / (NUM_RESAMPLES + 1))
 
 
-@pytest.mark.parametrize("draw", [bits_per_byte, translations])
+@pytest.mark.parametrize("draw", [bits_alike, translations_alike])
 def test_an_estimate_is_the_loops(draw):
     paired = one_model(draw(np.random.default_rng(2), 40))
     found = estimate({"task": paired}, {}, num_resamples=NUM_RESAMPLES, seed=SEED)[0]["task"][0]
@@ -76,7 +86,7 @@ def test_right_or_wrong_has_the_exact_p_and_an_interval_that_agrees():
 
 def test_models_are_estimated_as_if_alone_and_tasks_too():
     rng = np.random.default_rng(1)
-    tasks = {"bits": bits_per_byte(rng, 40), "text": translations(rng, 60)}
+    tasks = {"bits": bits_alike(rng, 40), "text": translations_alike(rng, 60)}
     together, _ = estimate(tasks, {}, num_resamples=NUM_RESAMPLES, seed=SEED)
     for name, task in tasks.items():
         alone, _ = estimate({name: one_model(task, 3)}, {}, num_resamples=NUM_RESAMPLES, seed=SEED)
@@ -124,7 +134,7 @@ def test_a_mean_of_independent_tasks_is_surer_than_each():
 
 def test_identical_models_have_no_difference_at_all():
     rng = np.random.default_rng(0)
-    tasks = {"a": right_or_wrong(rng, 40), "b": bits_per_byte(rng, 40), "c": translations(rng, 40)}
+    tasks = {"a": right_or_wrong(rng, 40), "b": bits_alike(rng, 40), "c": translations_alike(rng, 40)}
     same = {name: Paired(task.measure, task.base, task.base[None]) for name, task in tasks.items()}
     weights = {name: {name: 1.0} for name in same}
     for found in estimate(same, weights, num_resamples=NUM_RESAMPLES, seed=SEED):
@@ -166,6 +176,6 @@ def test_one_right_answer_more_is_told_without_an_interval():
 
 
 def test_the_measure_reaches_the_engine():
-    paired = translations(np.random.default_rng(0), 40)
+    paired = translations_alike(np.random.default_rng(0), 40)
     (found, *_) = estimate({"task": paired}, {}, num_resamples=40, seed=0)[0]["task"]
     assert found.base == pytest.approx(float(chrf(paired.base.sum(axis=0))), rel=1e-12)

@@ -44,7 +44,9 @@ def test_chrf_is_sacrebleus(chosen: slice):
     assert value("chrf++", PAIRS[chosen]) == pytest.approx(chrfpp(PAIRS[chosen]), rel=1e-12)
 
 
-@pytest.mark.parametrize("chosen", [slice(None), slice(1), slice(2, 3), slice(1, 4), slice(5, 6), slice(0, 2)])
+@pytest.mark.parametrize(
+    "chosen", [slice(None), slice(1), slice(2, 3), slice(1, 4), slice(5, 6), slice(0, 2)]
+)
 def test_bleu_is_sacrebleus(chosen: slice):
     expected = sacrebleu.corpus_bleu(HYPOTHESES[chosen], [REFERENCES[chosen]]).score
     assert value("bleu", PAIRS[chosen]) == pytest.approx(expected, rel=1e-12)
@@ -63,7 +65,9 @@ def test_resampled_sums_are_the_score_of_the_resample():
 
 def test_several_references():
     pairs = [(["the cat", "a cat sat"], "a cat sits"), (["one", "eins"], "eins")]
-    expected = sacrebleu.corpus_chrf(["a cat sits", "eins"], [["the cat", "one"], ["a cat sat", "eins"]]).score
+    expected = sacrebleu.corpus_chrf(
+        ["a cat sits", "eins"], [["the cat", "one"], ["a cat sat", "eins"]]
+    ).score
     assert value("chrf", pairs) == pytest.approx(expected, rel=1e-12)
 
 

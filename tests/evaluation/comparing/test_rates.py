@@ -13,15 +13,18 @@ from lape_ds.evaluation.comparing.differences import Estimate
 from tests.evaluation.comparing.simulated import (
     SIZES,
     Draw,
-    bits_per_byte,
+    bits_alike,
+    bits_rare,
+    bits_skewed,
     compared,
     right_or_wrong,
-    translations,
+    translations_alike,
+    translations_failing,
 )
 
 NUM_COMPARISONS = 10_000
 PROMISED = 0.055
-KINDS = [right_or_wrong, bits_per_byte, translations]
+KINDS = [right_or_wrong, bits_alike, bits_skewed, bits_rare, translations_alike, translations_failing]
 
 
 def by_p(found: Sequence[Estimate]) -> float:
@@ -29,17 +32,17 @@ def by_p(found: Sequence[Estimate]) -> float:
 
 
 def by_interval(found: Sequence[Estimate]) -> float:
-    return sum(
-        one.half_width is not None and abs(one.difference) > one.half_width for one in found
-    ) / len(found)
+    return sum(one.half_width is not None and abs(one.difference) > one.half_width for one in found) / len(
+        found
+    )
 
 
 @pytest.mark.parametrize("draw", KINDS)
 def test_a_null_difference_is_found_at_most_at_the_promised_rate(draw: Draw):
-    found = [one for _, one in compared(draw, num=NUM_COMPARISONS, num_resamples=999, seed=0)]
+    found = [one for _, one in compared(draw, num=NUM_COMPARISONS, num_resamples=499, seed=0)]
     assert len(found) >= NUM_COMPARISONS
-    assert 0.005 < by_p(found) <= PROMISED
-    assert 0.005 < by_interval(found) <= PROMISED
+    assert by_p(found) <= PROMISED
+    assert by_interval(found) <= PROMISED
 
 
 @pytest.mark.long
@@ -55,14 +58,12 @@ def test_a_null_difference_is_rare_for_every_number_of_documents_with_the_comman
 
 
 @pytest.mark.parametrize(
-    ("draw", "gain"), [(right_or_wrong, 0.2), (bits_per_byte, 0.06), (translations, 0.05)]
+    ("draw", "gain"), [(right_or_wrong, 0.2), (bits_alike, 0.06), (bits_skewed, 0.06), (translations_alike, 0.05), (translations_failing, 0.05)]
 )
 def test_a_planted_difference_is_found(draw: Draw, gain: float):
-    found = [
-        one for _, one in compared(draw, num=1200, num_resamples=999, seed=2, gain=gain)
-    ]
+    found = [one for _, one in compared(draw, num=1200, num_resamples=499, seed=2, gain=gain)]
     assert by_p(found) >= 0.8
     assert by_interval(found) >= 0.8
     shown = [one.difference for one in found if one.p is not None and one.p <= 0.05]
-    right_way = [(value < 0) == (draw is bits_per_byte) for value in shown]
+    right_way = [(value < 0) == (draw in (bits_alike, bits_skewed)) for value in shown]
     assert sum(right_way) >= 0.999 * len(right_way)
