@@ -27,6 +27,7 @@ from lape_ds.evaluation.comparing.statistics import (
 
 MIN_DOCUMENTS = 10  # fewer have a value and no p
 MIN_DIFFERING = 6  # so many must differ before any division of them is rarer than one in twenty
+_FEW = f"fewer than {MIN_DIFFERING} documents scored otherwise"
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,7 @@ def _with_enough(found: Estimate, num_differing: int) -> Estimate:
     """No p below that of a sign test in which all documents agree; none at all where few differ."""
     assert found.p is not None
     if 0 < num_differing < MIN_DIFFERING:
-        return replace(
-            found, half_width=None, p=None, reason=f"only {_documents(num_differing)} scored otherwise"
-        )
+        return replace(found, half_width=None, p=None, reason=_FEW)
     return replace(found, p=max(found.p, 2.0 ** (1 - num_differing)) if num_differing else 1.0)
 
 
@@ -227,12 +226,8 @@ def _right_or_wrong(found: Estimate, base: Array, model: Array) -> Estimate:
     p, half_width = mcnemar(gained, lost), found.half_width
     if half_width is not None and p > LEVEL:
         half_width = max(half_width, abs(found.difference))
-    reason = "" if half_width is not None else f"only {_documents(gained + lost)} scored otherwise"
+    reason = _FEW if half_width is None else ""
     return replace(found, p=p, half_width=half_width, gained=gained, lost=lost, reason=reason)
-
-
-def _documents(count: int) -> str:
-    return "1 document" if count == 1 else f"{count} documents"
 
 
 class _Pool:

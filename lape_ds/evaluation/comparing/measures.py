@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -106,21 +107,19 @@ def _corpus_value(metric: str) -> Callable[[Array], Array]:
     return chrf if metric.startswith("chrf") else bleu
 
 
-@cache
-def _scorer(metric: str) -> CHRF | BLEU:
+@lru_cache(maxsize=1)  # a task's models are read one after another, with the same references
+def _scorer(metric: str, streams: tuple[tuple[str | None, ...], ...]) -> CHRF | BLEU:
+    """With the n-grams of the references: the first one of every document, the second one where there is one, …"""
+    references: Any = streams
     if metric.startswith("chrf"):
-        return CHRF(word_order=metric.count("+"))
-    return BLEU(tokenize="flores200" if metric == "spbleu" else None)
+        return CHRF(word_order=metric.count("+"), references=references)
+    return BLEU(tokenize="flores200" if metric == "spbleu" else None, references=references)
 
 
 def _segments(metric: str, pairs: Sequence[Any]) -> Array:
     """Counts of each document by sacrebleu, from pairs (reference, hypothesis)."""
     references = [[reference] if isinstance(reference, str) else reference for reference, _ in pairs]
     hypotheses = [text if isinstance(text, str) else text[0] for _, text in pairs]
-    most = max(map(len, references))
-    streams = [
-        [texts[place] if place < len(texts) else None for texts in references] for place in range(most)
-    ]
+    scorer = _scorer(metric, tuple(zip_longest(*references)))
     # What its own paired significance tests resample; there is no public name for it.
-    counts = _scorer(metric)._extract_corpus_statistics(hypotheses, streams)  # pyright: ignore[reportArgumentType]
-    return np.array(counts, dtype=np.float64)
+    return np.array(scorer._extract_corpus_statistics(hypotheses, None), dtype=np.float64)
