@@ -1,25 +1,23 @@
 """The comparison of models: a row for every task and, over tasks, means; each with a verdict for every model.
 
-Between what was read and the tables. One task after another is read and reduced to what resampling needs.
+Between what was read and the tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lape_ds.errors import UserError
-from lape_ds.evaluation.comparing.alike import check_results, check_samples, common_settings
-from lape_ds.evaluation.comparing.differences import MIN_DOCUMENTS, Estimate, Paired, estimate
-from lape_ds.evaluation.comparing.measures import Measure, NoMeasure, measured
-from lape_ds.evaluation.comparing.reading import Samples, read_results, read_samples
-from lape_ds.evaluation.comparing.statistics import LEVEL, Array, holm
+from lape_ds.evaluation.comparing.alike import check_results, common_settings
+from lape_ds.evaluation.comparing.differences import Estimate, Paired, estimate
+from lape_ds.evaluation.comparing.pairing import paired_tasks
+from lape_ds.evaluation.comparing.reading import read_results
+from lape_ds.evaluation.comparing.statistics import LEVEL, holm
 from lape_ds.evaluation.results import TaskResult
-from lape_ds.runlog import progress
+from lape_ds.runlog import Progress
 
 NUM_RESAMPLES = 10_000
 SEED = 0
@@ -103,14 +101,6 @@ class Comparison:
     seed: int
 
 
-@dataclass
-class _Tasks:
-    """Tasks as they are read: those that can be resampled, and those that only have a value."""
-
-    paired: dict[str, Paired] = field(default_factory=dict)
-    value_only: dict[str, list[Estimate]] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Mean:
     """What is averaged.
@@ -145,15 +135,18 @@ def compare(
     results, left_out = _common(results)
     check_results(results)
     base, *labels = results
-    read = _read(folders, results)
-    means = _means(results[base], read.paired)
-    found, averaged = estimate(
-        read.paired,
-        {f"{mean.kind} {mean.language}": mean.weights for mean in means},
-        num_resamples=num_resamples,
-        seed=seed,
-    )
-    estimates = {task: found.get(task) or read.value_only[task] for task in results[base]}
+    read = paired_tasks(folders, results)
+    paired = {task: one for task, one in read.items() if isinstance(one, Paired)}
+    means = _means(results[base], paired)
+    with Progress("resampling", total=len(paired) * num_resamples, unit="resamples") as bar:
+        found, averaged = estimate(
+            paired,
+            {f"{mean.kind} {mean.language}": mean.weights for mean in means},
+            num_resamples=num_resamples,
+            seed=seed,
+            advance=bar.advance,
+        )
+    estimates = found | {task: one for task, one in read.items() if not isinstance(one, Paired)}
     rows = [_task_row(result, labels, estimates[result.task]) for result in _ordered(results[base].values())]
     mean_rows = [
         _mean_row(mean, results[base], labels, averaged[f"{mean.kind} {mean.language}"]) for mean in means
@@ -193,50 +186,6 @@ def _common(
 def _ordered(results: Iterable[TaskResult]) -> list[TaskResult]:
     """Tasks of one title together."""
     return sorted(results, key=lambda result: (result.title, result.language, result.task))
-
-
-def _read(folders: Mapping[str, Path], results: Mapping[str, Mapping[str, TaskResult]]) -> _Tasks:
-    base = next(iter(results))
-    read = _Tasks()
-    for task in progress(list(results[base]), "comparing", unit="tasks"):
-        by_model = {label: model[task] for label, model in results.items()}
-        samples = {label: read_samples(folders[label], result) for label, result in by_model.items()}
-        check_samples(task, samples)
-        try:
-            read.paired[task] = _paired(by_model, samples)
-        except NoMeasure as error:
-            scores = [_score(result) for result in by_model.values()]
-            read.value_only[task] = [
-                Estimate(scores[0], score, score - scores[0], reason=str(error)) for score in scores[1:]
-            ]
-    return read
-
-
-def _paired(results: Mapping[str, TaskResult], samples: Mapping[str, Samples]) -> Paired:
-    """What resampling needs of one task.
-
-    Raises:
-        NoMeasure: There are too few documents, or the score is no function of sums over them.
-    """
-    metric = next(iter(results.values())).metric.partition(",")[0]
-    found: dict[str, tuple[Measure, Array]] = {
-        label: measured(metric, one.values) for label, one in samples.items()
-    }
-    for label, (measure, contributions) in found.items():
-        value, stored = float(measure.value(contributions.sum(axis=0))), _score(results[label])
-        if not abs(value - stored) <= 1e-6 * max(1.0, abs(stored)):  # also where it is no number
-            raise NoMeasure("not the mean of its documents")
-    measures, contributions = zip(*found.values(), strict=True)
-    if len(contributions[0]) < MIN_DOCUMENTS:
-        raise NoMeasure(f"fewer than {MIN_DOCUMENTS} documents")
-    if measures[0].is_ratio and any((one[:, 1] != contributions[0][:, 1]).any() for one in contributions):
-        raise NoMeasure("its documents are of other lengths for other models")
-    measure = replace(measures[0], is_accuracy=all(one.is_accuracy for one in measures))
-    return Paired(measure, contributions[0], np.stack(contributions[1:]))
-
-
-def _score(result: TaskResult) -> float:
-    return result.scores[result.metric].value
 
 
 def _kind(result: TaskResult, paired: Paired) -> str:

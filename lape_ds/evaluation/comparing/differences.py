@@ -9,7 +9,7 @@ Shapes: n documents, k numbers of each, M models beside the base.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,6 +96,7 @@ def estimate(
     *,
     num_resamples: int,
     seed: int,
+    advance: Callable[[float], object] | None = None,
 ) -> tuple[dict[str, list[Estimate]], dict[str, list[Estimate]]]:
     """Estimates of every task and of weighted sums of tasks, for each model.
 
@@ -104,6 +105,7 @@ def estimate(
         means: By name, the weight of each task in it; scores of the base and of models are weighted alike.
         num_resamples: How many.
         seed: Of the resampling.
+        advance: Told of resamples of a task when they are done.
 
     Returns:
         Of `tasks` and of `means`: name -> an estimate for each model.
@@ -125,6 +127,8 @@ def estimate(
                 t[name][rows] = studentised(distances, variances, size * observed[name].variances)
                 for pool in pooled.values():
                     pool.add_distances(name, rows, distances)
+                if advance is not None:
+                    advance(len(counts))
             for pool in pooled.values():
                 pool.add_variances(size, rows, counts)
             start += len(counts)

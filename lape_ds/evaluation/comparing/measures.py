@@ -109,7 +109,7 @@ def _corpus_value(metric: str) -> Callable[[Array], Array]:
 
 @lru_cache(maxsize=1)  # a task's models are read one after another, with the same references
 def _scorer(metric: str, streams: tuple[tuple[str | None, ...], ...]) -> CHRF | BLEU:
-    """With the n-grams of the references: the first one of every document, the second one where there is one, …"""
+    """With the n-grams of the references: the first one of every document, the second one where there is one."""
     references: Any = streams
     if metric.startswith("chrf"):
         return CHRF(word_order=metric.count("+"), references=references)
