@@ -290,3 +290,33 @@ def test_damaged_samples_are_refused_in_one_line(tmp_path: Path, damage: Callabl
     ) as caught:
         compared(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_many_tasks_are_read_by_several_processes_to_the_same_end(tmp_path: Path):
+    pairs = [(f"il-kelb numru {n} jiġri", f"il-kelb numru {n} jorqod") for n in range(12)]
+    for label, right in (("base", 0.4), ("run", 0.8)):
+        for number in range(40):
+            title = f"task{number:02}"
+            if number % 2:
+                write_task(tmp_path / label, answers(20, right=right, seed=number), title=title)
+            else:
+                write_task(tmp_path / label, pairs, title=title, metric="chrf++", random_baseline=None)
+    found = compared(tmp_path)
+    assert [row.title for row in found.tasks] == [f"task{number:02}" for number in range(40)]
+    for label in ("base", "run"):
+        for path in (tmp_path / label).glob("*.json"):
+            if path.stem not in ("task00_mlt_Latn", "task01_mlt_Latn"):
+                path.unlink()
+    few = compared(tmp_path)  # by this process
+    for row, alone in zip(found.tasks, few.tasks, strict=False):
+        assert row.models["run"].estimate == alone.models["run"].estimate
+
+
+def test_a_damaged_file_among_many_is_one_line(tmp_path: Path):
+    for label in ("base", "run"):
+        for number in range(40):
+            write_task(tmp_path / label, answers(12, right=0.5, seed=0), title=f"task{number:02}")
+    (tmp_path / "run" / "samples" / "task07_mlt_Latn.jsonl").unlink()
+    with pytest.raises(UserError, match=r"run/samples/task07_mlt_Latn\.jsonl is missing") as caught:
+        compared(tmp_path)
+    assert "\n" not in str(caught.value)

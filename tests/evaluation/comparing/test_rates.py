@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from lape_ds.evaluation.comparing.differences import Estimate
+from lape_ds.evaluation.comparing.differences import Estimate, estimate
 from tests.evaluation.comparing.simulated import (
+    NUM_MODELS,
     SIZES,
     Draw,
     bits_alike,
@@ -45,11 +47,26 @@ def test_a_null_difference_is_found_at_most_at_the_promised_rate(draw: Draw):
     assert by_interval(found) <= PROMISED
 
 
+def test_a_mean_over_tasks_without_a_difference_has_one_at_most_at_the_promised_rate():
+    """Three tasks of 40 documents and one of 100, rescaled by unlike chances."""
+    rng = np.random.default_rng(3)
+    tasks, means = {}, {}
+    for number in range(NUM_COMPARISONS // NUM_MODELS):
+        own = {f"{number} {place}": right_or_wrong(rng, size) for place, size in enumerate((40, 40, 40, 100))}
+        tasks |= own
+        means[str(number)] = dict(zip(own, (1 / 3, 1 / 3, 1 / 2, 1 / 4), strict=True))
+    _, averaged = estimate(tasks, means, num_resamples=499, seed=0)
+    found = [one for models in averaged.values() for one in models]
+    assert len(found) == NUM_COMPARISONS
+    assert 0.02 < by_p(found) <= PROMISED
+    assert by_p(found) == by_interval(found)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("draw", KINDS)
-def test_a_null_difference_is_rare_for_every_number_of_documents_with_the_commands_resamples(draw: Draw):
-    """Here 10,000 comparisons for each number, as many resamples as the command takes."""
-    found = list(compared(draw, num=3 * NUM_COMPARISONS, num_resamples=10_000, seed=1))
+def test_a_null_difference_is_rare_for_every_number_of_documents(draw: Draw):
+    """10,000 comparisons for each number, on more resamples."""
+    found = list(compared(draw, num=3 * NUM_COMPARISONS, num_resamples=1999, seed=1))
     for size in SIZES:
         own = [one for num_documents, one in found if num_documents == size]
         assert len(own) >= NUM_COMPARISONS
@@ -58,7 +75,14 @@ def test_a_null_difference_is_rare_for_every_number_of_documents_with_the_comman
 
 
 @pytest.mark.parametrize(
-    ("draw", "gain"), [(right_or_wrong, 0.2), (bits_alike, 0.06), (bits_skewed, 0.06), (translations_alike, 0.05), (translations_failing, 0.05)]
+    ("draw", "gain"),
+    [
+        (right_or_wrong, 0.2),
+        (bits_alike, 0.06),
+        (bits_skewed, 0.06),
+        (translations_alike, 0.05),
+        (translations_failing, 0.05),
+    ],
 )
 def test_a_planted_difference_is_found(draw: Draw, gain: float):
     found = [one for _, one in compared(draw, num=1200, num_resamples=499, seed=2, gain=gain)]
