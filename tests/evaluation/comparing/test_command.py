@@ -223,13 +223,9 @@ def test_torch_is_not_needed(output: Path):
 
 def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: Path, tmp_path: Path):
     models = {"base": model_folder, "other": other_folder, "same": model_folder}
-    results = evaluate(models, suite="quickstart", languages=["mlt", "kat"], output_dir=tmp_path, limit=24)
+    results = evaluate(models, suite="quickstart", languages=["mlt"], output_dir=tmp_path, limit=24)
     found = compare(result_folders([str(tmp_path)]), num_resamples=2000)
-    assert [(row.title, row.language) for row in found.tasks] == [
-        (title, language)
-        for title in ("bits_per_byte", "cloze", "topic", "translation")
-        for language in ("kat_Geor", "mlt_Latn")
-    ]
+    assert [row.name for row in found.tasks] == sorted(results["base"])
     for row in found.tasks:
         for label, one in row.models.items():
             scores = [results[model][row.name].scores[row.metric].value for model in ("base", label)]
@@ -241,16 +237,9 @@ def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: 
         assert same.verdict == "no difference shown"
     bits = next(row for row in found.tasks if row.title == "bits_per_byte").models["other"]
     assert bits.estimate.half_width
-    assert [row.name for row in found.means] == [
-        "mean accuracy, kat_Geor",
-        "mean accuracy, mlt_Latn",
-        "mean accuracy, all",
-        "mean bits_per_byte, all",
-    ]
+    assert [(row.name, len(row.tasks)) for row in found.means] == [("mean accuracy, mlt_Latn", 3)]
     show(found, Console(file=io.StringIO()))
 
-    evaluate(
-        {"base": model_folder}, suite="quickstart", languages=["mlt", "kat"], output_dir=tmp_path, limit=12
-    )
+    evaluate({"base": model_folder}, suite="quickstart", languages=["mlt"], output_dir=tmp_path, limit=12)
     with pytest.raises(UserError, match=r"of base and other: limit 12 against 24 \(and"):
         compare(result_folders([str(tmp_path)]))
