@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from lape_ds.evaluation.comparing import statistics
 from lape_ds.evaluation.comparing.differences import MIN_DIFFERING, Paired, estimate
 from lape_ds.evaluation.comparing.measures import Measure, chrf, ratio
 from lape_ds.evaluation.comparing.statistics import Array, mcnemar, resamplings
-from tests.evaluation.comparing.simulated import bits_alike, right_or_wrong, translations_alike
+from tests.evaluation.comparing.simulated import Draw, bits_alike, right_or_wrong, translations_alike
 
 NUM_RESAMPLES, SEED = 400, 5
 
@@ -59,7 +60,8 @@ def by_loop(paired: Paired) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("draw", [bits_alike, translations_alike])
-def test_an_estimate_is_the_loops(draw):
+def test_an_estimate_is_the_loops(draw: Draw, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "_CHUNK", 40 * 150)  # resamples come in three parts
     paired = one_model(draw(np.random.default_rng(2), 40))
     found = estimate({"task": paired}, {}, num_resamples=NUM_RESAMPLES, seed=SEED)[0]["task"][0]
     assert (found.difference, found.half_width, found.p) == pytest.approx(by_loop(paired), rel=1e-9)
