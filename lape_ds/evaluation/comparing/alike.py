@@ -38,6 +38,11 @@ def common_settings(result: TaskResult) -> dict[str, Any]:
     return {key: value for key, value in result.settings.items() if key not in MODEL_SETTINGS}
 
 
+def model_settings(result: TaskResult) -> dict[str, Any]:
+    """What a result says of the model."""
+    return {key: value for key, value in result.settings.items() if key in MODEL_SETTINGS}
+
+
 def check_results(results: Mapping[str, Mapping[str, TaskResult]]) -> None:
     """Refuses results that were not measured alike.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.comparing.alike import check_results, common_settings
+from lape_ds.evaluation.comparing.alike import check_results, common_settings, model_settings
 from lape_ds.evaluation.comparing.differences import Estimate, Paired, estimate
 from lape_ds.evaluation.comparing.pairing import paired_tasks
 from lape_ds.evaluation.comparing.reading import read_results
@@ -141,27 +141,23 @@ def compare(
     with Progress("resampling", total=len(paired) * num_resamples, unit="resamples") as bar:
         found, averaged = estimate(
             paired,
-            {f"{mean.kind} {mean.language}": mean.weights for mean in means},
+            {name: mean.weights for name, mean in means.items()},
             num_resamples=num_resamples,
             seed=seed,
             advance=bar.advance,
         )
     estimates = found | {task: one for task, one in read.items() if not isinstance(one, Paired)}
-    rows = [_task_row(result, labels, estimates[result.task]) for result in _ordered(results[base].values())]
-    mean_rows = [
-        _mean_row(mean, results[base], labels, averaged[f"{mean.kind} {mean.language}"]) for mean in means
-    ]
-    first = {label: next(iter(model.values())) for label, model in results.items()}
     return Comparison(
         base=base,
         folders=dict(folders),
-        tasks=_judged(rows),
-        means=_judged(mean_rows),
+        tasks=_judged([_task_row(one, labels, estimates[one.task]) for one in _ordered(results[base])]),
+        means=_judged(
+            [_mean_row(mean, results[base], labels, averaged[name]) for name, mean in means.items()]
+        ),
         left_out=left_out,
         settings={task: common_settings(result) for task, result in results[base].items()},
         model_settings={
-            label: {key: value for key, value in one.settings.items() if key not in common_settings(one)}
-            for label, one in first.items()
+            label: model_settings(next(iter(model.values()))) for label, model in results.items()
         },
         num_resamples=num_resamples,
         seed=seed,
@@ -183,18 +179,19 @@ def _common(
     return {label: {task: model[task] for task in common} for label, model in results.items()}, left_out
 
 
-def _ordered(results: Iterable[TaskResult]) -> list[TaskResult]:
+def _ordered(results: Mapping[str, TaskResult]) -> list[TaskResult]:
     """Tasks of one title together."""
-    return sorted(results, key=lambda result: (result.title, result.language, result.task))
+    return sorted(results.values(), key=lambda result: (result.title, result.language, result.task))
 
 
 def _kind(result: TaskResult, paired: Paired) -> str:
     """What a task's score may be averaged with."""
     is_mean = paired.measure.is_ratio and result.metric != "bits_per_byte"
-    return ACCURACY if is_mean and result.random_baseline is not None else result.metric
+    chance = result.random_baseline
+    return ACCURACY if is_mean and chance is not None and 0 <= chance < 1 else result.metric
 
 
-def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> list[_Mean]:
+def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> dict[str, _Mean]:
     """Of each kind: over the tasks of each language that has several, and over languages, each weighing alike."""
     found: list[_Mean] = []
     kinds = {task: _kind(results[task], one) for task, one in paired.items()}
@@ -211,7 +208,7 @@ def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> l
         found += [_mean(kind, name, [tasks]) for name, tasks in languages.items() if len(tasks) > 1]
         if len(languages) > 1:
             found.append(_mean(kind, ALL_LANGUAGES, list(languages.values())))
-    return found
+    return {f"mean {mean.kind}, {mean.language}": mean for mean in found}
 
 
 def _mean(kind: str, language: str, groups: Sequence[Sequence[TaskResult]]) -> _Mean:
