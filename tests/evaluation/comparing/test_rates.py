@@ -44,7 +44,7 @@ def test_a_null_difference_is_found_at_most_at_the_promised_rate(draw: Draw):
     found = [one for _, one in compared(draw, num=NUM_COMPARISONS, num_resamples=499, seed=0)]
     assert len(found) >= NUM_COMPARISONS
     assert by_p(found) <= PROMISED
-    assert by_interval(found) <= PROMISED
+    assert by_interval(found) == by_p(found)
 
 
 def test_a_mean_over_tasks_without_a_difference_has_one_at_most_at_the_promised_rate():
@@ -71,7 +71,7 @@ def test_a_null_difference_is_rare_for_every_number_of_documents(draw: Draw):
         own = [one for num_documents, one in found if num_documents == size]
         assert len(own) >= NUM_COMPARISONS
         assert by_p(own) <= PROMISED, size
-        assert by_interval(own) <= PROMISED, size
+        assert by_interval(own) == by_p(own), size
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,17 @@ def test_a_null_difference_is_rare_for_every_number_of_documents(draw: Draw):
 def test_a_planted_difference_is_found(draw: Draw, gain: float):
     found = [one for _, one in compared(draw, num=1200, num_resamples=499, seed=2, gain=gain)]
     assert by_p(found) >= 0.8
-    assert by_interval(found) >= 0.8
+    assert by_interval(found) == by_p(found)
     shown = [one.difference for one in found if one.p is not None and one.p <= 0.05]
     right_way = [(value < 0) == (draw in (bits_alike, bits_skewed)) for value in shown]
     assert sum(right_way) >= 0.999 * len(right_way)
+
+
+@pytest.mark.parametrize(
+    ("draw", "gain", "truth"),
+    [(right_or_wrong, 0.2, 0.2), (bits_alike, 0.06, -0.06), (bits_skewed, 0.06, -0.06)],
+)
+def test_the_interval_holds_the_planted_difference(draw: Draw, gain: float, truth: float):
+    found = [one for _, one in compared(draw, num=6000, num_resamples=499, seed=4, gain=gain)]
+    held = [one.half_width is not None and abs(one.difference - truth) <= one.half_width for one in found]
+    assert sum(held) / len(held) >= 1 - PROMISED
