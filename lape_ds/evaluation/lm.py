@@ -158,9 +158,9 @@ class HarnessModel(_Quiet, _HFLM):
     ) -> list[tuple[float, bool]]:
         """As above, with one row for all continuations of a context that are a single token, and one for each longer one.
 
-        With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token, and where one
-        of their continuations begins later than another, reads its log-probabilities at the other's places: in the windows of a
-        text that repeats itself.
+        With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token. Where one of
+        their continuations begins later than another, as in the windows of a text that repeats itself, it reads log-probabilities
+        at the other's places.
         """
         answers: list[Any] = [None] * len(requests)
         for single in (True, False):

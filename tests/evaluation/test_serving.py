@@ -33,9 +33,7 @@ def asked() -> dict[str, list[tuple[Any, ...]]]:
     some = texts(9)
     words = [text.split(" ") for text in some]
     # Cut between words: a tokenizer that joins a continuation's pieces to the context's leaves nothing to score.
-    choices = [
-        (" ".join(of[:5]), " " + " ".join(of[5 : 5 + size])) for of in words[:5] for size in (1, 3)
-    ]
+    choices = [(" ".join(of[:5]), " " + " ".join(of[5 : 5 + size])) for of in words[:5] for size in (1, 3)]
     letters = [(" ".join(of[:4]) + ":", letter) for of in words[5:] for letter in "abcd"]
     return {
         "loglikelihood": [*choices, *letters, ("", some[0][:20])],
