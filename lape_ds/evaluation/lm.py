@@ -106,6 +106,8 @@ class _Quiet:
     """Over a model class of the harness: without its double BOS and without its progress bars."""
 
     add_bos_token: bool | None
+    tok_encode: Any
+    prefix_token_id: Any
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -113,6 +115,20 @@ class _Quiet:
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
         return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both, the continuation's never none.
+
+        A tokenizer may join all of a continuation to the context's last piece; the harness then fails, and with it the task. Here the
+        first piece that is another than the context's own is where the continuation begins.
+        """
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)  # type: ignore[misc]
+        if continuation_ids:
+            return context_ids, continuation_ids
+        whole = self.tok_encode(context + continuation)
+        same = [mine == theirs for mine, theirs in zip(whole, context_ids, strict=False)]
+        start = min(same.index(False) if False in same else len(same), len(whole) - 1)
+        return whole[:start] or [self.prefix_token_id], whole[start:]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each request's whole text.

@@ -26,11 +26,9 @@ def named_models(targets: Sequence[str], overrides: Sequence[str], *, packs_dir:
         packs_dir: Where the pack of a run that is not exported is written.
 
     Raises:
-        UserError: Nothing is named, a recipe or pack is not valid, or a run has no model and no pack can be made of it.
+        UserError: A recipe or pack is not valid, or a run has no model and no pack can be made of it.
     """
     found = [source for target in targets for source in _named_by(target, overrides, packs_dir)]
-    if not found:
-        raise UserError("name at least one recipe, run folder or model to evaluate")
     labelled: dict[str, ModelSource] = {}
     for source in dict.fromkeys(found):
         label = _free_label(source, labelled)

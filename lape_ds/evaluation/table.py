@@ -47,9 +47,9 @@ def side_by_side(
 
 
 def _measure(planned: PlannedTask, found: Sequence[TaskResult | None]) -> str:
-    metric = "" if planned.spec.metric == planned.title else f"{planned.spec.metric}, "
-    num_documents = next((f"n {result.num_documents}" for result in found if result is not None), "")
-    return f"[dim]{metric}{num_documents}[/dim]"
+    metric = [] if planned.spec.metric == planned.title else [planned.spec.metric]
+    num_documents = [f"n {result.num_documents}" for result in found if result is not None]
+    return f"[dim]{', '.join([*metric, *num_documents[:1]])}[/dim]"
 
 
 def _cell(score: Score | None, first: Score | None, planned: PlannedTask) -> str:

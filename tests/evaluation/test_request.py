@@ -33,7 +33,7 @@ def test_words_ask_for_the_same(asked: EvalRequest, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(request, "run_evaluation", lambda one: heard.append(one) or 0)
     app = Typer()
     add_eval_commands(app)
-    done = CliRunner().invoke(app, asked.words())
+    done = CliRunner().invoke(app, ["eval", *asked.words()])
     assert done.exit_code == 0, done.output
     (found,) = heard
     assert {name: value for name, value in vars(found).items() if value} == {
