@@ -119,8 +119,8 @@ class _Quiet:
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both, the continuation's never none.
 
-        A tokenizer may join all of a continuation to the context's last piece; the harness then fails, and with it the task. Here the
-        first piece that is another than the context's own is where the continuation begins.
+        A tokenizer may join all of a continuation to the context's last piece; the harness then fails, and with it the task.
+        Here the continuation begins at the first piece that is another than the context's own.
         """
         context_ids, continuation_ids = super()._encode_pair(context, continuation)  # type: ignore[misc]
         if continuation_ids:
@@ -169,9 +169,7 @@ class HarnessModel(_Quiet, _HFLM):
         finally:
             self.batch_size_per_gpu = batch_size
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
         """As above, with one row for all continuations of a context that are a single token, and one for each longer one.
 
         With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token. Where one of
@@ -183,7 +181,7 @@ class HarnessModel(_Quiet, _HFLM):
             numbers = [number for number, one in enumerate(requests) if (len(one[2]) == 1) == single]
             self.logits_cache = single
             if numbers:
-                found = super()._loglikelihood_tokens([requests[number] for number in numbers])
+                found = super()._loglikelihood_tokens([requests[number] for number in numbers], **settings)
                 for number, answer in zip(numbers, found, strict=True):
                     answers[number] = answer
         return answers
