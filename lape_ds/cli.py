@@ -18,6 +18,7 @@ from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, load
 from lape_ds.cli_bench import bench_app
 from lape_ds.cli_eval import add_eval_commands
 from lape_ds.cli_neurons import neurons_app
+from lape_ds.cli_pack import add_pack_commands
 from lape_ds.cli_plan import add_plan_commands
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
@@ -50,6 +51,8 @@ def main() -> None:
     except UserError as error:
         _refuse(str(error))
     except typer.TyperException as error:  # of the command line itself: unknown option, missing argument
+        if _process_number() > 0:  # ranks have the same command line: one of them tells
+            sys.exit(2)
         message = error.format_message()
         if message.startswith("Usage:"):  # a bare `lape-ds` or `lape-ds neurons`: its whole help
             print(message, file=sys.stderr)
@@ -66,9 +69,13 @@ def main() -> None:
 
 def _is_spare() -> bool:
     """Whether srun or torchrun has started this process beside a first one, for a stage that takes one."""
+    return _process_number() > 0 and sys.argv[1:2] not in (["train"], ["eval"])
+
+
+def _process_number() -> int:
     from lape_ds.training.launchers.slurm import process_number
 
-    return process_number() > 0 and sys.argv[1:2] != ["train"]
+    return process_number()
 
 
 def _refuse(message: str) -> None:
@@ -221,6 +228,7 @@ def languages(
 
 add_plan_commands(app)
 add_eval_commands(app)
+add_pack_commands(app)
 app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
 app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
 

@@ -1,4 +1,4 @@
-"""`lape-ds eval`: after a training, what it has gained and lost.
+"""`lape-ds eval` and `lape-ds compare`: after a training, what it has gained and lost.
 
 Beside cli.py, which has the other commands.
 """
@@ -6,7 +6,7 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,8 @@ from lape_ds.cli_arguments import listed
 def add_eval_commands(app: typer.Typer) -> None:
     """Adds them to the app."""
     app.command("eval")(evaluate)
+    app.command("suites")(suites)
+    app.command("compare")(compare)
 
 
 def evaluate(
@@ -27,27 +29,91 @@ def evaluate(
             show_default=False,
         ),
     ],
-    suite: Annotated[str | None, typer.Option(help="Name or path; the recipe's if not given.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Comma-separated names or paths; the recipe's if not given.")
+    ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; the target and two more if not given.")
+        str | None, typer.Option(help="Comma-separated; those that a suite is for if not given.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Documents at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
+    backend: Annotated[
+        Literal["hf", "vllm"] | None, typer.Option(help="What computes; the recipe's, or hf.")
+    ] = None,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
+    ] = False,
 ) -> None:
-    """Run lm-eval over the base and the trained models, side by side.
+    """Run lm-eval over the base and the trained models, side by side; on all GPUs, or `launch.num_ranks` ranks.
 
     Example: lape-ds eval recipes/quickstart.yaml --languages mlt,eng
     """
-    from lape_ds.evaluation.command import evaluate_command
+    from lape_ds.evaluation.request import EvalRequest, run_evaluation
 
     overrides = [text for text in targets if "=" in text and not Path(text).exists()]
-    evaluate_command(
-        [text for text in targets if text not in overrides],
-        overrides=overrides,
-        suite=suite,
-        languages=listed(languages),
-        output_dir=output,
-        batch_size=batch_size,
-        limit=limit,
+    code = run_evaluation(
+        EvalRequest(
+            targets=[text for text in targets if text not in overrides],
+            overrides=overrides,
+            suites=listed(suite),
+            languages=listed(languages),
+            output_dir=output,
+            batch_size=batch_size,
+            limit=limit,
+            backend=backend,
+            prefetch=prefetch,
+        )
     )
+    if code:
+        raise SystemExit(code)
+
+
+def suites(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or path; all shipped ones if not given.", show_default=False)
+    ] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why."),
+    ] = None,
+) -> None:
+    """List the suites, or the tasks of one and the languages that they have.
+
+    Example: lape-ds suites monolingual --languages mlt,cym
+    """
+    from lape_ds.evaluation.listing import list_languages, list_suites, list_tasks
+    from lape_ds.evaluation.suites import load_suite
+
+    if name is None:
+        lines = list_suites()
+    elif languages is None:
+        lines = list_tasks(load_suite(name))
+    else:
+        lines = list_languages(load_suite(name), listed(languages))
+    for line in lines:
+        typer.echo(line)
+
+
+def compare(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE RUN...",
+            help="Folders that `lape-ds eval` has written, or runs or recipes that it has measured; the first is the base.",
+            show_default=False,
+        ),
+    ],
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a line for every task and model.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything.")] = None,
+) -> None:
+    """What models gained and lost against a base: paired differences with intervals, from the samples of `lape-ds eval`.
+
+    Example: lape-ds compare runs/quickstart/eval/base runs/quickstart/eval/subnetwork --markdown compared.md
+    """
+    from lape_ds.evaluation.comparing.command import compare_command
+
+    compare_command(targets, markdown_file=markdown, csv_file=csv, json_file=json)

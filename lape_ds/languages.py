@@ -12,10 +12,11 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from lape_ds import benchmarks
 from lape_ds.errors import UserError
 
 # Macrolanguage -> the individual language that its published text is in. Data sets use either code.
@@ -78,43 +79,6 @@ _FLORES_PLUS_CHANGED = {
 _FLORES_PLUS_NEW = """
 arg_Latn brx_Deva chv_Cyrl dar_Cyrl gom_Deva kaa_Latn lld_Latn mhr_Cyrl mni_Mtei myv_Cyrl nqo_Nkoo snd_Deva
 tyv_Cyrl uzs_Arab vmw_Latn wuu_Hans
-""".split()
-# Belebele. Source: its tasks in lm-eval 0.4.13.
-_BELEBELE = """
-acm_Arab afr_Latn als_Latn amh_Ethi apc_Arab arb_Arab arb_Latn ars_Arab ary_Arab arz_Arab asm_Beng azj_Latn
-bam_Latn ben_Beng ben_Latn bod_Tibt bul_Cyrl cat_Latn ceb_Latn ces_Latn ckb_Arab dan_Latn deu_Latn ell_Grek
-eng_Latn est_Latn eus_Latn fin_Latn fra_Latn fuv_Latn gaz_Latn grn_Latn guj_Gujr hat_Latn hau_Latn heb_Hebr
-hin_Deva hin_Latn hrv_Latn hun_Latn hye_Armn ibo_Latn ilo_Latn ind_Latn isl_Latn ita_Latn jav_Latn jpn_Jpan
-kac_Latn kan_Knda kat_Geor kaz_Cyrl kea_Latn khk_Cyrl khm_Khmr kin_Latn kir_Cyrl kor_Hang lao_Laoo lin_Latn
-lit_Latn lug_Latn luo_Latn lvs_Latn mal_Mlym mar_Deva mkd_Cyrl mlt_Latn mri_Latn mya_Mymr nld_Latn nob_Latn
-npi_Deva npi_Latn nso_Latn nya_Latn ory_Orya pan_Guru pbt_Arab pes_Arab plt_Latn pol_Latn por_Latn ron_Latn
-rus_Cyrl shn_Mymr sin_Latn sin_Sinh slk_Latn slv_Latn sna_Latn snd_Arab som_Latn sot_Latn spa_Latn srp_Cyrl
-ssw_Latn sun_Latn swe_Latn swh_Latn tam_Taml tel_Telu tgk_Cyrl tgl_Latn tha_Thai tir_Ethi tsn_Latn tso_Latn
-tur_Latn ukr_Cyrl urd_Arab urd_Latn uzn_Latn vie_Latn war_Latn wol_Latn xho_Latn yor_Latn zho_Hans zho_Hant
-zsm_Latn zul_Latn
-""".split()
-# OPUS-100. Source: its dataset card.
-_OPUS_100 = """
-af am an ar as az be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fr fy ga gd gl gu ha he hi hr hu
-hy id ig is it ja ka kk km kn ko ku ky li lt lv mg mk ml mn mr ms mt my nb ne nl nn oc or pa pl ps pt ro ru
-rw se si sk sl sq sr sv ta te tg th tk tr tt ug uk ur uz vi wa xh yi yo zh zu
-""".split()
-# MultiBLiMP. Source: its tasks in lm-eval 0.4.13 (those of languages in this table).
-_MULTIBLIMP = """
-abk amh arb bel ben bho bre bul cat ces cym dan deu ell eng est eus fao fas fin fra gla gle glg guj heb hin
-hsb hun hye isl ita kat kaz kir kmr lat lav lij lit mar mdf mkd myv nds nld pcm pol por quc ron rus sah san
-slk slv sme sms spa sqi swe tam tur uig ukr urd uzb wbp wol xnr yrl
-""".split()
-# Global-PIQA's names that carry no region. Source: its tasks in lm-eval 0.4.13.
-_GLOBAL_PIQA = """
-als_latn amh_ethi arb_arab ary_arab arz_arab azj_latn bam_latn bel_cyrl ben_beng ben_latn bho_deva bul_cyrl
-cat_latn ceb_latn ces_latn ckb_arab cmn_hans cmn_hant dan_latn deu_latn ekk_latn ell_grek eng_latn eus_latn
-fao_latn fin_latn glg_latn guj_gujr hau_latn haw_latn heb_hebr hin_deva hin_latn hrv_latn hun_latn hye_armn
-ibo_latn ilo_latn ind_latn isl_latn ita_latn jav_latn jpn_jpan kan_knda kat_geor kin_latn kir_cyrl kor_hang
-lin_latn lit_latn luo_latn mal_mlym mar_deva mkd_cyrl mni_beng nld_latn nno_latn nob_latn npi_deva ory_orya
-pan_guru pcm_latn pes_arab plt_latn pol_latn ron_latn rus_cyrl sin_latn sin_sinh slk_latn slv_latn snd_arab
-snd_deva srp_cyrl srp_latn swe_latn swh_latn tam_taml tel_telu tgl_latn tha_thai tur_latn uig_arab ukr_cyrl
-urd_arab urd_latn uzn_latn vie_latn xho_latn yor_latn yue_hant zsm_latn zul_latn
 """.split()
 # Where GlotLID, whose labels GlotCC and FineWeb-2 use, writes another code than ours.
 _GLOTLID_CHANGED = {
@@ -225,7 +189,11 @@ class Language:
         opus: Code in OPUS-100's pairs (`et`).
         belebele: Suffix of Belebele's task (`est_Latn`).
         multiblimp: Suffix of MultiBLiMP's task (`est`).
-        global_piqa: Suffix of Global-PIQA's tasks (`ekk_latn`).
+        global_piqa_parallel: Suffix of Global-PIQA's tasks, parallel part (`ekk_latn`).
+        global_piqa_nonparallel: The same of the part that was written in each language.
+        include: Suffix of INCLUDE's tasks (`estonian`).
+        global_mmlu: Suffix of the full Global-MMLU (`lt`), likewise `mmlu_prox` (MMLU-ProX), and of the tasks
+            translated for Okapi and after it `m_mmlu`, `m_arc`, `m_hellaswag` and `m_truthfulqa`.
         aliases: Every further name that only this language answers to.
     """
 
@@ -242,7 +210,15 @@ class Language:
     opus: str | None
     belebele: str | None
     multiblimp: str | None
-    global_piqa: str | None
+    global_piqa_parallel: str | None
+    global_piqa_nonparallel: str | None
+    include: str | None
+    global_mmlu: str | None
+    mmlu_prox: str | None
+    m_mmlu: str | None
+    m_arc: str | None
+    m_hellaswag: str | None
+    m_truthfulqa: str | None
     aliases: tuple[str, ...]
 
     def placeholders(self) -> dict[str, str]:
@@ -278,7 +254,7 @@ class Language:
 def all_languages() -> tuple[Language, ...]:
     """The whole table, in order of code."""
     locales: dict[str, str | None] = dict(_cldr_locales())
-    for code in (*_FLORES_200, *_FLORES_PLUS_NEW, *_BELEBELE):
+    for code in (*_FLORES_200, *_FLORES_PLUS_NEW, *benchmarks.BELEBELE):
         locales.setdefault(_canonical(code), None)
     return tuple(_language(code, locales) for code in sorted(locales))
 
@@ -395,7 +371,17 @@ def _language(code: str, locales: dict[str, str | None]) -> Language:
     flores200 = flores200 if flores200 in _FLORES_200 else None
     flores = _FLORES_PLUS_CHANGED.get(flores200 or "", (None, flores200))[1]
     glotlid = _GLOTLID_CHANGED.get(code, code)
-    global_piqa = "tgl_latn" if code == "fil_Latn" else code.lower()
+    region = benchmarks.GLOBAL_PIQA_REGION.get(code)
+    include = benchmarks.INCLUDE_NAMES.get(code, names[0].lower())
+
+    def by_stem(codes: Sequence[str]) -> str | None:
+        return next((stem for stem in stems if usual and stem in codes), None)
+
+    def by_script(codes: Sequence[str]) -> str | None:
+        return next(
+            (theirs for theirs in codes if _canonical(f"{theirs[:4]}{theirs[4:].title()}") == code), None
+        )
+
     locale = locales[code]
     return Language(
         code=code,
@@ -408,9 +394,17 @@ def _language(code: str, locales: dict[str, str | None]) -> Language:
         flores200=flores200,
         glotcc=None if code in _NOT_IN_GLOTCC else glotlid.replace("_", "-"),
         fineweb2=None if code in _NOT_IN_FINEWEB2 else glotlid,
-        opus=iso639_1 if usual and iso639_1 in _OPUS_100 else None,
-        belebele=next((theirs for theirs in _BELEBELE if _canonical(theirs) == code), None),
-        multiblimp=next((stem for stem in stems if usual and stem in _MULTIBLIMP), None),
-        global_piqa=global_piqa if global_piqa in _GLOBAL_PIQA else None,
+        opus=by_stem(benchmarks.OPUS_100),
+        belebele=by_script(benchmarks.BELEBELE),
+        multiblimp=by_stem(benchmarks.MULTIBLIMP),
+        global_piqa_parallel=region or by_script(benchmarks.GLOBAL_PIQA_PARALLEL),
+        global_piqa_nonparallel=region or by_script(benchmarks.GLOBAL_PIQA_NONPARALLEL),
+        include=include if usual and include in benchmarks.INCLUDE else None,
+        global_mmlu=by_stem(benchmarks.GLOBAL_MMLU),
+        mmlu_prox=by_stem(benchmarks.MMLU_PROX),
+        m_mmlu=by_stem(benchmarks.M_MMLU),
+        m_arc=by_stem(benchmarks.M_ARC),
+        m_hellaswag=by_stem(benchmarks.M_HELLASWAG),
+        m_truthfulqa=by_stem(benchmarks.M_TRUTHFULQA),
         aliases=tuple(dict.fromkeys(filter(None, [*aliases, code, locale, flores, flores200]))),
     )

@@ -95,11 +95,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def told_if_unwritable(what: str) -> Iterator[None]:
+def told_if_unwritable(what: str, *, kept: str = "earlier checkpoints") -> Iterator[None]:
     """Turns a failed write (disk full, read-only, over quota) into one line.
 
     Args:
         what: Is written, with its path.
+        kept: What has been written before.
 
     Raises:
         UserError: The filesystem refused.
@@ -108,7 +109,7 @@ def told_if_unwritable(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {what}: {error}; make room or mend the folder, then give the same command again (earlier checkpoints "
+            f"cannot write {what}: {error}; make room or mend the folder, then give the same command again ({kept} "
             "are as they were), or set another output_dir"
         ) from error
 

@@ -44,7 +44,7 @@ def hub_identity(source: HubSource, language: Language) -> Any:
         UserError: No such data set, config or split, or gated.
     """
     name = _name(source, language)
-    with _explained(name):
+    with explained(name):
         files = dict(
             _builder(source.dataset, _config(source, language), source.revision).config.data_files or {}
         )
@@ -72,7 +72,7 @@ def read_hub(
         UserError: No such data set, config, split or column; gated; or its files are broken.
     """
     name = _name(source, language)
-    with _explained(name):
+    with explained(name):
         builder = _builder(source.dataset, _config(source, language), source.revision)
         rows = cast("IterableDataset", builder.as_streaming_dataset(split=source.split))
         if stream is not None:
@@ -107,8 +107,16 @@ def _name(source: HubSource, language: Language) -> str:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turns what `datasets` and the hub raise into one line that says what to do."""
+def explained(name: str, *, key: str = "corpus.source.dataset") -> Iterator[None]:
+    """Turns what `datasets` and the hub raise into one line that says what to do.
+
+    Args:
+        name: Of the data set; its id comes first.
+        key: What the line begins with.
+
+    Raises:
+        UserError: Instead of those.
+    """
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -119,10 +127,10 @@ def _explained(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (DatasetsError, OSError, ValueError, RuntimeError, *transport) as error:
-        raise _explain(name, error) from error
+        raise _explain(name, error, key) from error
 
 
-def _explain(name: str, error: Exception) -> UserError:
+def _explain(name: str, error: Exception, key: str) -> UserError:
     """What one may do about an error of the hub."""
     from datasets.exceptions import DatasetNotFoundError
 
@@ -131,19 +139,19 @@ def _explain(name: str, error: Exception) -> UserError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "is a gated dataset" in reason or status in (401, 403):
         return UserError(
-            f"corpus.source.dataset: hub data set {name} is gated or private: accept its terms at "
+            f"{key}: hub data set {name} is gated or private: accept its terms at "
             f"https://huggingface.co/datasets/{dataset} and log in (`hf auth login`, or set HF_TOKEN)"
         )
     if isinstance(error, DatasetNotFoundError):
         return UserError(
-            f"corpus.source.dataset: no hub data set {name} ({reason}): check its name and revision; "
+            f"{key}: no hub data set {name} ({reason}): check its name and revision; "
             f"for a private one log in (`hf auth login`, or set HF_TOKEN)"
         )
     if isinstance(error, FileNotFoundError):
-        return UserError(f"corpus.source.dataset: no data set {name}: {reason}; check the name or folder")
+        return UserError(f"{key}: no data set {name}: {reason}; check the name or folder")
     if isinstance(error, (ValueError, RuntimeError)):  # RuntimeError: a data set that needs its own script
-        return UserError(f"corpus.source: hub data set {name} cannot be read: {reason}")
+        return UserError(f"{key}: hub data set {name} cannot be read: {reason}")
     return HubUnreachable(
-        f"corpus.source.dataset: cannot reach hub data set {name} ({reason}): check the network, unset "
-        f"HF_HUB_OFFLINE, or give local text (corpus.source.kind: files)"
+        f"{key}: cannot reach hub data set {name} ({reason}): check the network, unset "
+        "HF_HUB_OFFLINE, or give local files"
     )

@@ -164,6 +164,10 @@ class TokenStream:
             given += len(ids)
             yield Document(torch.from_numpy(ids), int(self._documents["num_bytes"][row]))
 
+    def ordinals(self, num_documents: int) -> list[int]:
+        """Of the stream's first documents: how many of the source, of both splits, were read before each."""
+        return [int(self._documents["ordinal"][self._row(place)]) for place in range(num_documents)]
+
     def _row(self, place: int) -> int:
         return place if self._rows is None else int(self._rows[place])
 

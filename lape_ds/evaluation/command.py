@@ -1,4 +1,7 @@
-"""`lape-ds eval`: from what the user names (recipe, runs, models) to models measured and set side by side."""
+"""`lape-ds eval`: models measured and set side by side.
+
+After the harness; on the first rank alone.
+"""
 
 from __future__ import annotations
 
@@ -9,120 +12,134 @@ from pathlib import Path
 from rich.console import Console
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.harness import Results, evaluate
-from lape_ds.evaluation.suites import load_suite, plan
+from lape_ds.evaluation.harness import Measured, Results, measure
+from lape_ds.evaluation.heldout import with_heldout
+from lape_ds.evaluation.lm import ModelSettings
+from lape_ds.evaluation.prefetch import prefetch
+from lape_ds.evaluation.request import EvalRequest
+from lape_ds.evaluation.serving import ServedModel
+from lape_ds.evaluation.subjects import named_models
+from lape_ds.evaluation.suites import (
+    LeftOut,
+    PlannedTask,
+    Suite,
+    left_out,
+    load_suite,
+    plan,
+    suite_languages,
+)
 from lape_ds.evaluation.table import side_by_side
-from lape_ds.model.loading import resolve_model
-from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.recipe.environment import enter_environment
-
-NUM_OTHER_LANGUAGES = 2  # beside the target, when the user names no language
+from lape_ds.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model to measure: a folder or hub id, and what it is called in the table."""
+class _Part:
+    """A suite in its languages: a table."""
 
-    label: str
-    path: str
-    revision: str | None = None
+    suite: Suite
+    planned: list[PlannedTask]
+    left_out: list[LeftOut]
 
 
-def evaluate_command(
-    targets: Sequence[str],
-    *,
-    overrides: Sequence[str] = (),
-    suite: str | None = None,
-    languages: Sequence[str] = (),
-    output_dir: Path | None = None,
-    batch_size: int | None = None,
-    limit: int | None = None,
-) -> Results:
-    """Measures what is named, prints the table and returns the results.
-
-    Args:
-        targets: Recipes (the base and every exported run), run folders (the base and this run's model),
-            models (folder or hub id).
-        overrides: `key=value` for recipes.
-        suite: Name or path; None: the recipe's, or `quickstart`.
-        languages: Any names; empty: the recipe's target and two further languages that it identifies.
-        output_dir: Where results go; None: `eval/` in the recipe's output folder.
-        batch_size: None: the recipe's, or 16.
-        limit: Documents per task; None: the recipe's, or all.
+def evaluate_command(request: EvalRequest) -> Results:
+    """Measures what is named, prints a table for each suite and returns the results.
 
     Raises:
         UserError: Something named is not there, or only models are named without languages or output folder.
+        TasksFailed: Some tasks failed; the others are measured, kept and shown.
     """
-    recipe, subjects = _subjects(targets, overrides)
-    if recipe is None and (not languages or output_dir is None):
-        raise UserError(
-            "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
+    recipe = request.recipe()
+    output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
+    sources = named_models(request.targets, request.overrides, packs_dir=output_dir / "packs")
+    parts = [_part(load_suite(name), request, recipe) for name in _suite_names(request, recipe)]
+    tasks = with_heldout(_each_once(parts), recipe, output_dir)
+    if request.prefetch:
+        prefetch({one.label: (one.path, one.revision) for one in sources}, tasks)
+        return {}
+    with ServedModel() as model:
+        measured = measure(
+            model,
+            sources,
+            tasks,
+            settings=_settings(request, recipe),
+            output_dir=output_dir,
+            limit=request.limit or (recipe.eval.limit if recipe else None),
+            datasets=recipe.eval.datasets if recipe else {},
         )
-    if recipe is not None:
-        enter_environment(recipe.env)
-        languages = languages or _default_languages(recipe)
-        output_dir = output_dir or recipe.output_dir / "eval"
-    assert output_dir is not None
-    chosen = load_suite(suite or (recipe.eval.suite if recipe else "quickstart"))
-    results = evaluate(
-        {one.label: resolve_model(one.path, one.revision) for one in subjects},
-        suite=chosen,
-        languages=languages,
-        output_dir=output_dir,
-        batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
-        limit=limit or (recipe.eval.limit if recipe else None),
-        dtype=recipe.model.dtype if recipe else "float32",
+        _show(parts, measured, output_dir)
+        measured.check()
+    return measured.results
+
+
+def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
+    if recipe is None:
+        return ModelSettings(
+            request.backend or "hf", batch_size=request.batch_size or ModelSettings.batch_size
+        )
+    return ModelSettings(
+        request.backend or recipe.eval.backend,
+        dtype=recipe.model.dtype,
+        batch_size=request.batch_size or recipe.eval.batch_size,
     )
+
+
+def _suite_names(request: EvalRequest, recipe: Recipe | None) -> list[str]:
+    names = request.suites or (recipe.eval.suites if recipe else ["quickstart"])
+    return list(dict.fromkeys(names))
+
+
+def _part(suite: Suite, request: EvalRequest, recipe: Recipe | None) -> _Part:
+    languages = request.languages
+    if not languages and recipe is not None:
+        identified = recipe.languages.identify
+        languages = suite_languages(suite, trained=recipe.trained_languages, identified=identified)
+    return _Part(suite, plan(suite, languages), left_out(suite, languages))
+
+
+def _each_once(parts: Sequence[_Part]) -> list[PlannedTask]:
+    """The tasks of all suites: a task that two of them have is measured once.
+
+    Raises:
+        UserError: Two suites have a task of one name in different settings, whose results would have one file.
+    """
+    tasks: dict[str, tuple[Suite, PlannedTask]] = {}
+    for part in parts:
+        for one in part.planned:
+            other, same = tasks.setdefault(one.name, (part.suite, one))
+            if (same.harness_task, same.metadata, same.spec.num_fewshot) != (
+                one.harness_task,
+                one.metadata,
+                one.spec.num_fewshot,
+            ):
+                raise UserError(
+                    f"suites {other.name} and {part.suite.name} measure {one.name} in different ways: give them one at a time, "
+                    "each with an --output of its own"
+                )
+    return [one for _, one in tasks.values()]
+
+
+def _show(parts: Sequence[_Part], measured: Measured, output_dir: Path) -> None:
+    labels = list(measured.results)
     console = Console()
     # Rows are long and a log has no width of its own.
-    console = console if console.is_terminal else Console(width=80 + 30 * len(results))
-    console.print(side_by_side(plan(chosen, languages), results, title=f"{chosen.name} suite"))
-    console.print(f"results and samples: {output_dir}")
-    return results
+    console = console if console.is_terminal else Console(width=80 + 30 * len(labels))
+    for part in parts:
+        # Without the held-out text of languages that have none.
+        shown = [one for one in part.planned if measured.knows(one.name)]
+        console.print(side_by_side(shown, measured.results, title=f"{part.suite.name} suite"))
+        if part.left_out:
+            console.print(_left_out_line(part), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"results and samples: {output_dir}", soft_wrap=True, markup=False)
+    if len(labels) > 1:
+        named = " ".join(str(output_dir / label) for label in labels)
+        console.print(f"what is significant: lape-ds compare {named}", soft_wrap=True, markup=False)
 
 
-def _subjects(targets: Sequence[str], overrides: Sequence[str]) -> tuple[Recipe | None, list[_Subject]]:
-    """The models behind what the user named, each once and under its own label, and the first recipe met."""
-    first: Recipe | None = None
-    subjects: dict[str, _Subject] = {}
-    for target in targets:
-        recipe, found = _named_by(target, overrides)
-        first = first or recipe
-        for subject in found:
-            same_label = subjects.setdefault(subject.label, subject)
-            if same_label != subject:
-                longer = f"{Path(subject.path).parent.name}-{subject.label}"
-                subjects[longer] = _Subject(longer, subject.path, subject.revision)
-    if not subjects:
-        raise UserError("name at least one recipe, run folder or model to evaluate")
-    return first, list(subjects.values())
-
-
-def _named_by(target: str, overrides: Sequence[str]) -> tuple[Recipe | None, list[_Subject]]:
-    path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
-        recipe = load_recipe(path, overrides)
-        runs = [config.parent.parent for config in (recipe.output_dir / "train").glob("*/model/config.json")]
-        runs.sort(
-            key=lambda run_dir: (run_dir.name.startswith("random"), run_dir.name)
-        )  # controls stand last
-        return recipe, [_base(recipe), *map(_exported, runs)]
-    if (path / "recipe.yaml").is_file():
-        if not (path / "model" / "config.json").is_file():
-            raise UserError(f"run {path} has no exported model: run `lape-ds export {path}` first")
-        recipe = load_recipe(path / "recipe.yaml", [])
-        return recipe, [_base(recipe), _exported(path)]
-    return None, [_Subject(path.name, target)]
-
-
-def _base(recipe: Recipe) -> _Subject:
-    return _Subject("base", recipe.model.path, recipe.model.revision)
-
-
-def _exported(run_dir: Path) -> _Subject:
-    return _Subject(run_dir.name, str(run_dir / "model"))
-
-
-def _default_languages(recipe: Recipe) -> list[str]:
-    others = [code for code in recipe.languages.identify if code != recipe.languages.target]
-    return [recipe.languages.target, *others[:NUM_OTHER_LANGUAGES]]
+def _left_out_line(part: _Part) -> str:
+    """E.g. `left out: opus (mlt_Latn), sib (mlt_Latn, eng_Latn); why: lape-ds suites monolingual --languages …`."""
+    languages: dict[str, list[str]] = {}
+    for one in part.left_out:
+        languages.setdefault(one.title, []).append(one.language)
+    named = ", ".join(f"{title} ({', '.join(codes)})" for title, codes in languages.items())
+    codes = ",".join(dict.fromkeys(one.language for one in part.left_out))
+    return f"left out: {named}; why: lape-ds suites {part.suite.name} --languages {codes}"

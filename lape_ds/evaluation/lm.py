@@ -1,33 +1,134 @@
 """A loaded model as lm-evaluation-harness wants it, with the harness's traps closed and its noise off.
 
-In the evaluation room, below `harness.py`; the only module that overrides anything of the harness.
+In the evaluation room, below the ranks that serve it (serving.py); the only module that overrides anything of the harness.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import lm_eval.api.task
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import resolve_max_length
+from transformers import AutoConfig, GenerationConfig
 
-from lape_ds.model.loading import load_model, load_tokenizer, without_bars
+from lape_ds.errors import UserError
+from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
+from lape_ds.subnetwork.pack import Pack
+from lape_ds.training import ranks
 
 # Windows of rolling log-likelihoods are at most this long: the full context of a 128k model would cost its
 # memory for nothing, and make bits per byte of two models with unlike contexts incomparable.
 MAX_LENGTH = 4096
+# Logits of whole windows are kept, vocabulary and all: one counts for as many requests as hold so many tokens.
+_TOKENS_PER_REQUEST = 512
+# Requests between two words of how far it is, in forward passes; sorted by length among themselves.
+_BATCHES_PER_PIECE = 8
+_VLLM_PIECE = 4096  # vLLM makes its own batches, and wants to choose from many
 
+Backend = Literal["hf", "vllm"]
 _HFLM: Any = HFLM  # its registering decorator hides the class's type
 
 
-class HarnessModel(_HFLM):
-    """The harness's Hugging Face model without its double BOS and without its progress bars."""
+@dataclass(frozen=True)
+class ModelSource:
+    """What is measured.
+
+    Attributes:
+        label: What it is called in tables and folders.
+        path: A Hugging Face folder or a hub id.
+        revision: Of a hub model.
+        pack: A `pack.safetensors` that is applied to it in memory.
+    """
+
+    label: str
+    path: str
+    revision: str | None = None
+    pack: Path | None = None
+
+    def folder(self) -> Path:
+        """Where it lies on this machine, fetched if need be.
+
+        Raises:
+            UserError: No such model, or it cannot be fetched.
+        """
+        return _folder(self.path, self.revision)
+
+
+@functools.cache  # the hub is asked once: a branch that moves meanwhile must not be two models
+def _folder(path: str, revision: str | None) -> Path:
+    return resolve_model(path, revision)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How models are loaded and asked, the same for all of them.
+
+    Attributes:
+        backend: What computes.
+        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32.
+        batch_size: Requests per forward pass; does not change scores beyond rounding.
+    """
+
+    backend: Backend = "hf"
+    dtype: str = "float32"
+    batch_size: int = 16
+
+
+class LocalModel(Protocol):
+    """A model of this process: its methods answer the harness's kinds of requests."""
+
+    piece_size: int  # requests that are best given to it at once
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
+        ...
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-likelihood in nats of each request's whole text."""
+        ...
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What the model writes after each context, up to the first stop sequence."""
+        ...
+
+
+class _Quiet:
+    """Over a model class of the harness: without its double BOS and without its progress bars."""
+
+    add_bos_token: bool | None
+    tok_encode: Any
+    prefix_token_id: Any
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
+        return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both, the continuation's never none.
+
+        A tokenizer may join all of a continuation to the context's last piece; the harness then fails, and with it the task.
+        Here the continuation begins at the first piece that is another than the context's own.
+        """
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)  # type: ignore[misc]
+        if continuation_ids:
+            return context_ids, continuation_ids
+        whole = self.tok_encode(context + continuation)
+        same = [mine == theirs for mine, theirs in zip(whole, context_ids, strict=False)]
+        start = min(same.index(False) if False in same else len(same), len(whole) - 1)
+        return whole[:start] or [self.prefix_token_id], whole[start:]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each request's whole text.
@@ -38,41 +139,158 @@ class HarnessModel(_HFLM):
         add_bos_token = self.add_bos_token
         self.add_bos_token = False
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
         finally:
             self.add_bos_token = add_bos_token
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
-        return super().loglikelihood(requests, disable_tqdm=True)
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """What the model writes after each context, up to the first stop sequence."""
+        return super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
 
-    def _loglikelihood_tokens(
-        self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> Any:
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+    def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
+        return super()._loglikelihood_tokens(requests, **settings | {"disable_tqdm": True})  # type: ignore[misc]
 
 
-def load_harness_model(folder: Path, *, dtype: str, batch_size: int) -> HarnessModel:
-    """Loads a Hugging Face folder onto the GPU if there is one.
+class HarnessModel(_Quiet, _HFLM):
+    """The harness's Hugging Face model; what it answers does not depend on what else is in a batch."""
+
+    @property
+    def piece_size(self) -> int:
+        """Requests that are best given to it at once."""
+        return _BATCHES_PER_PIECE * self.batch_size_per_gpu
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """As above, with fewer rows at a time: they are as long as the context."""
+        batch_size = self.batch_size_per_gpu
+        rows = batch_size * _TOKENS_PER_REQUEST // self.max_length
+        self.batch_size_per_gpu = min(batch_size, max(1, rows))
+        try:
+            return super().loglikelihood_rolling(requests)
+        finally:
+            self.batch_size_per_gpu = batch_size
+
+    def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
+        """As above, with one row for all continuations of a context that are a single token, and one for each longer one.
+
+        With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token. Where one of
+        their continuations begins later than another, as in the windows of a text that repeats itself, it reads log-probabilities
+        at the other's places.
+        """
+        answers: list[Any] = [None] * len(requests)
+        for single in (True, False):
+            numbers = [number for number, one in enumerate(requests) if (len(one[2]) == 1) == single]
+            self.logits_cache = single
+            if numbers:
+                found = super()._loglikelihood_tokens([requests[number] for number in numbers], **settings)
+                for number, answer in zip(numbers, found, strict=True):
+                    answers[number] = answer
+        return answers
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, int64 `[len(strings), longest]`.
+
+        The harness lets the first text of a batch decide for all of them whether BOS is added.
+        """
+        assert padding_side == "left"
+        assert not truncation
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        shape = len(rows), max(map(len, rows))
+        token_ids, mask = torch.full(shape, self.tokenizer.pad_token_id), torch.zeros(shape, dtype=torch.long)
+        for number, row in enumerate(rows):
+            start = shape[1] - len(row)
+            token_ids[number, start:], mask[number, start:] = torch.tensor(row), 1
+        return token_ids, mask
+
+
+def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights: str) -> LocalModel:
+    """Loads a model onto this rank's device (vLLM: onto all visible GPUs).
 
     Args:
-        folder: With model and tokenizer.
-        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32.
-        batch_size: Requests per forward pass.
+        source: The model.
+        settings: Backend, precision, requests per forward pass.
+        weights: Fingerprint of the folder, which a pack must be made for.
 
     Raises:
-        UserError: The model or its tokenizer cannot be loaded.
+        UserError: The model, its tokenizer or its pack cannot be loaded, or the pack is of another base.
     """
+    if settings.backend == "vllm":
+        return _load_vllm(source, settings)
+    folder = source.folder()
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=dtype, attn_implementation="sdpa")
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore[reportArgumentType]
+    model = load_model(folder, dtype=settings.dtype, attn_implementation="sdpa", device=ranks.device())
+    if source.pack is not None:
+        Pack.load(source.pack).apply(model, base_fingerprint=weights)
+    # A checkpoint may bring sampling, penalties or lengths of its own: a task says how its answers are written.
+    own = model.generation_config
+    ids = {} if own is None else {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}
+    model.generation_config = GenerationConfig(**ids)
     return HarnessModel(
         pretrained=model,
         tokenizer=tokenizer,
         max_length=min(MAX_LENGTH, resolve_max_length(model.config, tokenizer)),
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
         softmax_dtype="float32",
     )
+
+
+def check_backend(settings: ModelSettings, sources: Sequence[ModelSource], *, num_ranks: int) -> None:
+    """Refuses what vLLM cannot do, before anything is loaded.
+
+    Raises:
+        UserError: It is wanted but not installed, or with several ranks, or for a pack.
+    """
+    if settings.backend != "vllm":
+        return
+    if num_ranks > 1:
+        raise UserError(
+            f"eval.backend: vllm divides a model over the visible GPUs by itself, and there are {num_ranks} ranks: start "
+            "`lape-ds eval` as one process (no --hostfile, one task of srun), or use eval.backend=hf"
+        )
+    for source in sources:
+        if source.pack is not None:
+            raise UserError(
+                f"{source.label}: vLLM cannot apply {source.pack}: run `lape-ds export` first, or use eval.backend=hf"
+            )
+    if find_spec("vllm") is None:
+        raise UserError(
+            "eval.backend: vllm is not installed here: `pip install vllm`, or use eval.backend=hf"
+        )
+
+
+def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, Any]:
+    """What the harness's vLLM model is made with.
+
+    Raises:
+        UserError: The model cannot be had.
+    """
+    folder = source.folder()
+    longest = resolve_max_length(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
+    return {
+        "pretrained": str(folder),
+        "dtype": settings.dtype,
+        # It keeps two places of every window for itself.
+        "max_length": min(MAX_LENGTH + 2, longest),
+        "batch_size": _VLLM_PIECE,  # a number: "auto" shows bars
+        "tensor_parallel_size": max(1, torch.cuda.device_count()),
+        "seed": 0,
+    }
+
+
+def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:
+    from lm_eval.models.vllm_causallms import VLLM  # imports vllm
+
+    vllm: Any = VLLM
+
+    class VLLMModel(_Quiet, vllm):
+        piece_size = _VLLM_PIECE
+
+    return VLLMModel(**vllm_arguments(source, settings))
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
+
 from lape_ds.errors import UserError
-from lape_ds.writing import write_json, write_text
+from lape_ds.writing import told_if_unwritable, write_json, write_text
 
 SCHEMA_VERSION = 2
 
@@ -40,8 +42,8 @@ class TaskResult:
         task: Name within the plan, e.g. `cldr_topic_mlt_Latn`.
         language: Canonical code.
         num_documents: How many were scored.
-        scores: Every metric of the task.
-        requests_sha256: Hash of every argument of every request, in order: equal prompts, equal hash.
+        scores: Every metric of the task that is a finite number.
+        requests_sha256: Hash of every argument of every request, generation's included, in order: equal prompts, equal hash.
         settings: All that decides the scores, model fingerprint and versions included.
         title: The suite's name of the task.
         metric: Of `scores`, the one that the suite reads.
@@ -62,10 +64,27 @@ class TaskResult:
 
 
 def write_result(folder: Path, result: TaskResult, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `samples/<task>.jsonl`, then `<task>.json`: a result that is there has its samples."""
+    """Writes `samples/<task>.jsonl`, then `<task>.json`: a result that is there has its samples.
+
+    Raises:
+        UserError: The filesystem refuses.
+    """
     lines = [json.dumps(sample, ensure_ascii=False, default=_plain) + "\n" for sample in samples]
-    write_text(folder / "samples" / f"{result.task}.jsonl", "".join(lines))
-    write_json(folder / f"{result.task}.json", {"schema_version": SCHEMA_VERSION} | asdict(result))
+    path = folder / "samples" / f"{result.task}.jsonl"
+    with told_if_unwritable(str(path), kept="finished tasks"):
+        write_text(path, "".join(lines))
+    rewrite_result(folder, result)
+
+
+def rewrite_result(folder: Path, result: TaskResult) -> None:
+    """Writes `<task>.json` of a result whose samples are there.
+
+    Raises:
+        UserError: The filesystem refuses.
+    """
+    path = folder / f"{result.task}.json"
+    with told_if_unwritable(str(path), kept="finished tasks"):
+        write_json(path, {"schema_version": SCHEMA_VERSION} | asdict(result))
 
 
 def read_result(folder: Path, task: str) -> TaskResult | None:
@@ -121,5 +140,5 @@ def _standard_deviation(values: Sequence[float]) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as Python's: the only foreign values that the harness puts into samples."""
-    return value.item()
+    """What JSON has no form for, in samples and documents: a number of numpy as Python's, else its words (dates, images)."""
+    return value.item() if isinstance(value, numpy.generic) else str(value)

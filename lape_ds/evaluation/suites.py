@@ -1,20 +1,21 @@
-"""Suites: which harness tasks are run, how each is scored and what a guesser would score.
+"""Suites: which harness tasks are run, for which languages, how each is scored and what a guesser would score.
 
 First module of the evaluation room: a suite is a YAML file under `eval/suites/` (or the user's own); planning
-it for some languages gives the list of harness tasks that `harness.py` runs. Needs neither torch nor the
-harness, so that a misspelt suite is refused at once.
+it for some languages gives the list of harness tasks that `harness.py` runs. Needs neither torch nor the harness,
+so that a misspelt suite is refused at once; only a line that leaves metric or direction to the harness looks there.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lape_ds.errors import UserError
 from lape_ds.languages import Language, find_language
@@ -22,26 +23,49 @@ from lape_ds.recipe import LanguageCode, Section
 from lape_ds.recipe.source_text import SourceText, read_yaml
 from lape_ds.resources import asset
 
+NUM_FEW_OTHERS = 2  # languages beside the trained ones, of a suite that is for `few`
+_COLUMNS = [field.name for field in fields(Language) if field.name != "aliases"]
+
 
 class SuiteTask(Section):
     """One line of the table: a harness task and how to read its score."""
 
-    # The harness's name; may hold placeholders of the language table, e.g. `belebele_{belebele}`.
+    # The harness's name of a task, a group or a tag; may hold placeholders of the language table, e.g. `belebele_{belebele}`.
+    # A language without that code is left out. The documents of a group or tag are pooled into one score.
     task: str = Field(min_length=1)
     # The task's parameters; strings may hold placeholders.
     metadata: dict[str, str | int | float] = Field(default_factory=dict)
-    num_fewshot: int = Field(0, ge=0)
-    metric: str
-    direction: Literal["higher", "lower"]
+    num_fewshot: int | None = Field(None, ge=0)  # None: the task's own
+    metric: str  # not given: the task's first
+    direction: Literal["higher", "lower"]  # not given: the harness's
+    filter: str | None = None  # of a task that reads its answers in several ways, which one; None: the first
     random_baseline: float | None = None  # None: guessing has no score, as for bits per byte
+    languages: list[LanguageCode] | None = Field(
+        None, min_length=1
+    )  # only these; None: all that the task has
     left_out: dict[LanguageCode, str] = Field(default_factory=dict)  # language -> why it is not measured
+
+    def placeholders(self) -> list[str]:
+        """Columns of the language table that the task's name and parameters hold."""
+        return list(_placeholders(self.task, *self.metadata.values()))
+
+    @model_validator(mode="after")
+    def _known_placeholders(self) -> SuiteTask:
+        for name in self.placeholders():
+            if name not in _COLUMNS:
+                raise ValueError(f"unknown placeholder {{{name}}}{_nearest(name, _COLUMNS)}")
+        return self
 
 
 class Suite(Section):
     """A named list of tasks that are run and shown together."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    tasks: dict[str, SuiteTask] = Field(min_length=1)
+    include: str | None = None  # another suite, by name or path, whose tasks come first
+    # Which languages it is run for if the user names none: the recipe's trained ones, those that it identifies but does not train,
+    # both, the trained and the first two others, or these.
+    languages: Literal["trained", "untrained", "all", "few"] | list[LanguageCode] = "trained"
+    tasks: dict[str, SuiteTask] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,21 @@ class PlannedTask:
     spec: SuiteTask
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A suite's task that is not measured in a language.
+
+    Attributes:
+        title: The suite's name of the task.
+        language: Canonical code.
+        reason: Why.
+    """
+
+    title: str
+    language: str
+    reason: str
+
+
 def suite_names() -> list[str]:
     """Names of the shipped suites."""
     return sorted(path.stem for path in asset("eval/suites").glob("*.yaml"))
@@ -74,8 +113,132 @@ def load_suite(name_or_path: str | Path) -> Suite:
     """Reads a shipped suite by name, or any suite by the path of its YAML file.
 
     Raises:
-        UserError: No such suite or file, broken YAML, unknown keys, wrong types, impossible values.
+        UserError: No such suite or file, broken YAML, unknown keys, wrong types, impossible values, no task, or
+            a task that the harness does not know where metric or direction is left to it.
     """
+    return _load(name_or_path, including=[])
+
+
+def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
+    """The harness tasks of a suite for some languages, languages innermost.
+
+    Args:
+        suite: What to measure.
+        languages: Any name or code of each language; doubles count once. What a task does not have is left out.
+
+    Raises:
+        UserError: Unknown language, or nothing left to run.
+    """
+    found = _found(languages)
+    planned = [
+        _planned(title, spec, language)
+        for title, spec in suite.tasks.items()
+        for language in found
+        if _missing(spec, language) is None
+    ]
+    if not planned:
+        codes = ", ".join(language.code for language in found) or "no language"
+        raise UserError(
+            f"suite {suite.name} has no task for {codes}: name another with --languages "
+            f"(`lape-ds suites {suite.name}` lists what it has)"
+        )
+    return planned
+
+
+def left_out(suite: Suite, languages: Sequence[str]) -> list[LeftOut]:
+    """What `plan` leaves out, and why.
+
+    Raises:
+        UserError: Unknown language.
+    """
+    return [
+        LeftOut(title, language.code, reason)
+        for title, spec in suite.tasks.items()
+        for language in _found(languages)
+        if (reason := _missing(spec, language)) is not None
+    ]
+
+
+def suite_languages(suite: Suite, *, trained: Sequence[str], identified: Sequence[str]) -> list[str]:
+    """Which languages a suite is for if the user names none.
+
+    Args:
+        suite: Its `languages` decides.
+        trained: Any name or code of each language that the recipe trains.
+        identified: The same of all that it knows.
+
+    Returns:
+        Canonical codes, each once.
+
+    Raises:
+        UserError: Unknown language, or none is left.
+    """
+    own = [language.code for language in _found(trained)]
+    others = [language.code for language in _found(identified) if language.code not in own]
+    chosen = {"trained": own, "untrained": others, "all": own + others, "few": own + others[:NUM_FEW_OTHERS]}
+    codes = chosen[suite.languages] if isinstance(suite.languages, str) else list(suite.languages)
+    if not codes:
+        raise UserError(
+            f"suite {suite.name} is for {suite.languages} languages and the recipe has none: name some with --languages"
+        )
+    return list(dict.fromkeys(codes))
+
+
+def _found(languages: Sequence[str]) -> list[Language]:
+    return list(dict.fromkeys(find_language(language) for language in languages))
+
+
+def _missing(spec: SuiteTask, language: Language) -> str | None:
+    """Why a task is not measured in a language; None where it is."""
+    if language.code in spec.left_out:
+        return spec.left_out[language.code]
+    named = spec.languages is None or language.code in spec.languages
+    if not named or any(getattr(language, column) is None for column in spec.placeholders()):
+        return f"no {language.name} in it"
+    return None
+
+
+def _planned(title: str, spec: SuiteTask, language: Language) -> PlannedTask:
+    harness_task = language.fill(spec.task)
+    metadata = {
+        key: language.fill(value) if isinstance(value, str) else value for key, value in spec.metadata.items()
+    }
+    # A task that is told its language by parameter has the same name for all: the code makes it unique.
+    name = harness_task if harness_task != spec.task else f"{harness_task}_{language.code}"
+    return PlannedTask(name, title, harness_task, metadata, language.code, spec)
+
+
+def _placeholders(*templates: str | int | float) -> Iterator[str]:
+    for template in templates:
+        if isinstance(template, str):
+            yield from (name for _, name, _, _ in Formatter().parse(template) if name is not None)
+
+
+def _load(name_or_path: str | Path, *, including: Sequence[Path]) -> Suite:
+    """A suite with the tasks of the one that it includes; `including` are those that led here."""
+    path = _suite_path(name_or_path)
+    if path in including:
+        raise UserError(f"suite {path} includes itself: {' → '.join(map(str, [*including, path]))}")
+    source = read_yaml(path)
+    _complete(source)
+    try:
+        # As for recipes: strict types still take lists and mappings only from JSON.
+        suite = Suite.model_validate_json(json.dumps(source.data), strict=True)
+    except ValidationError as error:
+        raise UserError(_one_line(error, source)) from None
+    if suite.include is not None:
+        # A path is seen from the file that names it.
+        other = path.parent / suite.include if suite.include.endswith((".yaml", ".yml")) else suite.include
+        tasks = _load(other, including=[*including, path]).tasks | suite.tasks
+        suite = suite.model_copy(update={"tasks": tasks})
+    if not suite.tasks:
+        raise UserError(
+            f"tasks: a suite must have at least one, or include another ({source.place(('tasks',))})"
+        )
+    return suite
+
+
+def _suite_path(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         if str(name_or_path) not in suite_names():
@@ -86,56 +249,31 @@ def load_suite(name_or_path: str | Path) -> Suite:
         path = asset(f"eval/suites/{name_or_path}.yaml")
     if not path.is_file():
         raise UserError(f"no suite {path}: give a shipped one ({', '.join(suite_names())}) or a .yaml file")
-    source = read_yaml(path)
-    try:
-        # As for recipes: strict types still take lists and mappings only from JSON.
-        return Suite.model_validate_json(json.dumps(source.data), strict=True)
-    except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
+    return path.resolve()
 
 
-def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
-    """The harness tasks of a suite for some languages, languages innermost.
+def _complete(source: SourceText) -> None:
+    """Writes short lines out: `mmlu:`, `mmlu: mmlu`, and tasks whose metric or direction is left to the harness."""
+    tasks = source.data.get("tasks") if isinstance(source.data, dict) else None
+    if not isinstance(tasks, dict):
+        return
+    for title, line in tasks.items():
+        line = {"task": title} if line is None else {"task": line} if isinstance(line, str) else line
+        tasks[title] = line
+        if (
+            not isinstance(line, dict)
+            or not isinstance(line.get("task"), str)
+            or line.keys() - set(SuiteTask.model_fields)
+        ):
+            continue  # what is wrong with it is told by the validation
+        if {"metric", "direction"} <= line.keys() or list(_placeholders(line["task"])):
+            continue
+        from lape_ds.evaluation.harness_tasks import default_metric  # needs the harness: seconds
 
-    Args:
-        suite: What to measure.
-        languages: Any name or code of each language; doubles count once.
-
-    Raises:
-        UserError: Unknown language, one that a task's placeholders do not cover, or nothing left to run.
-    """
-    found = list(dict.fromkeys(find_language(language) for language in languages))
-    planned = [
-        _planned(title, spec, language)
-        for title, spec in suite.tasks.items()
-        for language in found
-        if language.code not in spec.left_out
-    ]
-    if not planned:
-        codes = ", ".join(language.code for language in found) or "no language"
-        raise UserError(f"suite {suite.name} has no task for {codes}: name another with --languages")
-    return planned
-
-
-def _planned(title: str, spec: SuiteTask, language: Language) -> PlannedTask:
-    harness_task = _filled(spec.task, title, language)
-    metadata = {
-        key: _filled(value, title, language) if isinstance(value, str) else value
-        for key, value in spec.metadata.items()
-    }
-    # A task that is told its language by parameter has the same name for all: the code makes it unique.
-    name = harness_task if harness_task != spec.task else f"{harness_task}_{language.code}"
-    return PlannedTask(name, title, harness_task, metadata, language.code, spec)
-
-
-def _filled(template: str, title: str, language: Language) -> str:
-    try:
-        return language.fill(template)
-    except UserError as error:
-        raise UserError(
-            f"suite task {title!r}: {error}; name {language.code} under the task's `left_out` "
-            "or leave it out of --languages"
-        ) from None
+        metric, direction = default_metric(
+            line["task"], line.get("metric"), where=f"suite task {title!r} ({source.place(('tasks', title))})"
+        )
+        tasks[title] = {"metric": metric, "direction": direction} | line
 
 
 def _one_line(error: ValidationError, source: SourceText) -> str:
@@ -148,10 +286,12 @@ def _one_line(error: ValidationError, source: SourceText) -> str:
         part for depth, part in enumerate(fault["loc"]) if _written(fault["loc"][: depth + 1], source.data)
     )
     if fault["type"] == "extra_forbidden":
-        fields = list((Suite if len(keys) == 1 else SuiteTask).model_fields)
-        what = f"unknown key{_nearest(str(keys[-1]), fields)} (allowed here: {', '.join(fields)})"
+        allowed = list((Suite if len(keys) == 1 else SuiteTask).model_fields)
+        what = f"unknown key{_nearest(str(keys[-1]), allowed)} (allowed here: {', '.join(allowed)})"
     elif fault["type"] == "missing":
         keys, what = fault["loc"], "must be given"
+        if keys[-1] in ("metric", "direction"):
+            what += " where the task's name holds a placeholder"
     elif fault["type"] == "value_error":
         what = str(fault["ctx"]["error"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
     else:

@@ -21,7 +21,8 @@ def side_by_side(
 
     Args:
         planned: The rows, in order.
-        results: Label -> task name -> result; the first label is what the others are compared with.
+        results: Label -> task name -> result (tasks that have failed are not there); the first label is what the others are
+            compared with.
         title: Above the table.
     """
     table = Table(title=title, caption="± standard error over documents; (difference from the first model)")
@@ -31,11 +32,12 @@ def side_by_side(
         table.add_column(label, justify="right", no_wrap=True)
     labels = list(results)
     for row, one in enumerate(planned):
-        scores = [results[label][one.name].scores[one.spec.metric] for label in labels]
+        found = [results[label].get(one.name) for label in labels]
+        scores = [None if result is None else result.scores[one.spec.metric] for result in found]
         chance = one.spec.random_baseline
         cells = [_cell(score, scores[0] if column else None, one) for column, score in enumerate(scores)]
         table.add_row(
-            f"{one.title} {_ARROWS[one.spec.direction]}\n{_measure(one, results[labels[0]][one.name])}",
+            f"{one.title} {_ARROWS[one.spec.direction]}\n{_measure(one, found)}",
             one.language,
             "–" if chance is None else f"{chance:.3f}",
             *cells,
@@ -44,12 +46,15 @@ def side_by_side(
     return table
 
 
-def _measure(planned: PlannedTask, result: TaskResult) -> str:
-    metric = "" if planned.spec.metric == planned.title else f"{planned.spec.metric}, "
-    return f"[dim]{metric}n {result.num_documents}[/dim]"
+def _measure(planned: PlannedTask, found: Sequence[TaskResult | None]) -> str:
+    metric = [] if planned.spec.metric == planned.title else [planned.spec.metric]
+    num_documents = [f"n {result.num_documents}" for result in found if result is not None]
+    return f"[dim]{', '.join([*metric, *num_documents[:1]])}[/dim]"
 
 
-def _cell(score: Score, first: Score | None, planned: PlannedTask) -> str:
+def _cell(score: Score | None, first: Score | None, planned: PlannedTask) -> str:
+    if score is None:
+        return "[red]failed[/red]"
     text = f"{score.value:.3f}" + ("" if score.stderr is None else f" ±{score.stderr:.3f}")
     if first is None:
         return text

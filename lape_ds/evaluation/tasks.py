@@ -5,42 +5,153 @@ In the evaluation room, between the suites and the harness that runs them.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lm_eval.api.group import Group
+from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
 
+from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
+from lape_ds.evaluation.data_sources import local_arguments
+from lape_ds.evaluation.harness_tasks import find_task
+from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask
-from lape_ds.resources import asset
+from lape_ds.evaluation.translation_metrics import require_spbleu, spbleu
 
 FEWSHOT_SEED = 1234
+# Data sets that no longer load, and what to measure instead.
+_DEAD = {"facebook/flores": "flores_from_english and flores_to_english, which read its successor FLORES+"}
 
 
-def build_task(planned: PlannedTask) -> Task:
+def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = None) -> Task:
     """The harness's task with its documents, in the suite's settings.
 
+    Args:
+        planned: Names a task, or a group or tag, whose documents are pooled.
+        datasets: Id of a data set on the hub -> local folder or file that is read in its place.
+
     Raises:
-        UserError: The harness knows no such task, or the suite's metric or direction is not the task's.
+        UserError: The harness knows no such task; the suite's metric, direction, filter or number of examples is not the task's;
+            or its data, or spBLEU's tokenizer, are neither here nor to be had.
     """
-    # Only our own tasks are indexed: the harness's take seconds. The metadata is what the task's document
-    # function is called with, and how it learns its language.
-    metadata: dict[str, Any] = dict(planned.metadata)
-    manager = TaskManager(include_path=str(asset("eval/tasks")), include_defaults=False, metadata=metadata)
     where = f"suite task {planned.title!r}"
-    if planned.harness_task not in manager.all_subtasks:
-        near = difflib.get_close_matches(planned.harness_task, manager.all_subtasks, n=1)
-        raise UserError(
-            f"{where}: no task {planned.harness_task!r}{f', did you mean {near[0]!r}?' if near else ''} "
-            f"(there are {', '.join(manager.all_subtasks)})"
-        )
-    task = manager.load(planned.harness_task)["tasks"][planned.harness_task]
+    entry, index = find_task(planned.harness_task, where=where)
+    factory = _Factory(where, metadata=dict(planned.metadata), datasets=datasets or {})
+    built = factory.build(entry, overrides=None, registry=dict(index))
+    members = (
+        built.get_all_tasks() if isinstance(built, Group) else built if isinstance(built, list) else [built]
+    )
+    for member in members:
+        _settle(member, planned, where)
+    task = members[0] if isinstance(built, Task) else PooledTask(planned.name, members, where=where)
     task.set_config("task", planned.name)
-    task.set_config("num_fewshot", planned.spec.num_fewshot)
+    _check_metric(task, planned, where)
+    return task
+
+
+def task_settings(planned: PlannedTask, task: Task) -> dict[str, Any]:
+    """All of a task that decides its numbers, for its result."""
+    members = list(task.members.values()) if isinstance(task, PooledTask) else [task]
+    return {
+        "harness_task": planned.harness_task,
+        "metadata": dict(planned.metadata),
+        "num_fewshot": task.get_config("num_fewshot"),
+        "filter": task._filters[0].name,
+        "documents_sha256": _hash(task.eval_docs),
+        # What examples are drawn from, and templates, generation and metrics.
+        "fewshot_sha256": _hash(
+            row for member in members if hasattr(member, "sampler") for row in _sampler(member).df
+        ),
+        "task_sha256": _hash(map(_settings, members)),
+    }
+
+
+class _Factory(TaskFactory):
+    """The harness's, but that local copies can stand in for data sets, and that what fails is told in one line."""
+
+    def __init__(self, where: str, *, metadata: dict[str, Any], datasets: Mapping[str, str]) -> None:
+        super().__init__(meta=metadata)
+        self._where, self._datasets = where, datasets
+
+    def _load_full_config(self, entry: Entry, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        config = super()._load_full_config(entry, overrides)
+        config["metadata"] = dict(config["metadata"])
+        # Ours have the id among their parameters, for their document functions read the data.
+        own = config["metadata"].get("dataset")
+        if own in self._datasets:
+            config["metadata"]["dataset"] = self._datasets[own]
+        dataset = config.get("dataset_path")
+        if dataset in self._datasets:
+            splits = [
+                config[key]
+                for key in ("training_split", "validation_split", "test_split", "fewshot_split")
+                if config.get(key)
+            ]
+            arguments = local_arguments(
+                self._datasets[dataset], config.get("dataset_name"), splits, where=self._where
+            )
+            config |= {"dataset_path": arguments.pop("path"), "dataset_name": arguments.pop("name", None)}
+            config["dataset_kwargs"] = (config.get("dataset_kwargs") or {}) | arguments
+        elif dataset in _DEAD:
+            raise UserError(f"{self._where}: data set {dataset} no longer loads; name {_DEAD[dataset]}")
+        return config
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
+        config = entry.cfg or {}
+        data = " ".join(str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key))
+        with explained(data or entry.name, key=self._where):
+            return super()._build_task(entry, overrides)
+
+
+def _settle(task: Task, planned: PlannedTask, where: str) -> None:
+    """Gives a task the suite's number of examples, always the same ones, and one way to read answers."""
+    wanted = planned.spec.num_fewshot
+    num_fewshot = wanted if wanted is not None else task.get_config("num_fewshot") or 0
+    task.set_config("num_fewshot", num_fewshot)
     task.set_fewshot_seed(FEWSHOT_SEED)
+    if hasattr(task, "sampler"):
+        _fix_examples(task, num_fewshot, where)
+    names = [one.name for one in task._filters]
+    chosen = planned.spec.filter or names[0]
+    if chosen not in names:
+        raise UserError(
+            f"{where}: {task.task_name} has no filter {chosen!r} but {', '.join(map(str, names))}"
+        )
+    task._filters = [task._filters[names.index(chosen)]]
+
+
+def _fix_examples(task: Task, num_fewshot: int, where: str) -> None:
+    """Makes a task show the same examples to every document, on any number of ranks.
+
+    The harness's default draws anew for each document from one stream, so that a document's prompt depends on which others its
+    rank has built before. Here: the first ones of an order that is the seed's alone, or the task's own where it wants the first.
+    """
+    sampler = _sampler(task)
+    rows: list[Any] = list(sampler.df)
+    own_order = isinstance(sampler, FirstNSampler) or task.config.fewshot_config.samples is not None
+    order = range(len(rows)) if own_order else random.Random(FEWSHOT_SEED).sample(range(len(rows)), len(rows))
+    chosen: list[Any] = []
+    for place in order:
+        # One more than shown: an example that is the document itself is passed over.
+        if len(chosen) > num_fewshot:
+            break
+        if rows[place] not in chosen:
+            chosen.append(rows[place])
+    if num_fewshot > len(chosen):
+        raise UserError(
+            f"{where}: num_fewshot {num_fewshot}, but {task.task_name} has {len(chosen)} different examples"
+        )
+    task.sampler = FirstNSampler(chosen)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _check_metric(task: Task, planned: PlannedTask, where: str) -> None:
     directions: dict[str, bool] = dict(task.higher_is_better() or {})
     metric, direction = planned.spec.metric, planned.spec.direction
     if metric not in directions:
@@ -49,20 +160,31 @@ def build_task(planned: PlannedTask) -> Task:
         )
     if directions[metric] != (direction == "higher"):
         raise UserError(f"{where}: direction {direction!r} is the wrong way round for {metric}")
-    return task
+    if spbleu.__name__ in directions:
+        require_spbleu()
 
 
-def task_settings(planned: PlannedTask, task: Task) -> dict[str, Any]:
-    """All of a task that decides its numbers, for its result."""
-    files = sorted(
-        path for path in asset("eval/tasks").rglob("*") if path.is_file() and path.suffix != ".pyc"
-    )
+def _sampler(task: Task) -> Any:
+    return task.sampler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    """What a task's YAML says, but where its data lies: what they are is told by the documents' hash."""
+    config = task.dump_config()
     return {
-        "harness_task": planned.harness_task,
-        "metadata": dict(planned.metadata),
-        "num_fewshot": planned.spec.num_fewshot,
-        "documents_sha256": hashlib.sha256(
-            json.dumps(list(task.eval_docs), ensure_ascii=False).encode()
-        ).hexdigest(),
-        "tasks_sha256": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest(),
+        key: value
+        for key, value in config.items()
+        if key not in ("metadata", "dataset_path", "dataset_kwargs", "task")
     }
+
+
+def _hash(rows: Iterator[Any] | Any) -> str:
+    """SHA-256 of rows as JSON; a function counts by its name, for its address is another each time."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(
+            json.dumps(
+                row, ensure_ascii=False, default=lambda value: getattr(value, "__qualname__", str(value))
+            ).encode()
+        )
+    return content.hexdigest()

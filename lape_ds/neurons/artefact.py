@@ -1,6 +1,6 @@
-"""Files of tensors with metadata that say what they are: the envelope of counts and neuron sets.
+"""Files of tensors with metadata that say what they are: the envelope of counts, neuron sets and language packs.
 
-Between the stages: everything that `neurons/` leaves on disk goes through here. A file is safetensors (never
+Between the stages: everything that deals in neurons and is left on disk goes through here. A file is safetensors (never
 pickle), carries its kind and schema version, and is written whole or not at all.
 """
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lape_ds.errors import UserError
 from lape_ds.writing import whole_file
+
+_IDENTIFY = "lape-ds identify RECIPE"
 
 
 def save_artefact(
@@ -36,31 +38,39 @@ def save_artefact(
         save_file(own, temporary, metadata=header)
 
 
-def load_artefact(path: Path, *, kind: str, schema_version: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_artefact(
+    path: Path, *, kind: str, schema_version: int, command: str = _IDENTIFY
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads what `save_artefact` wrote: (tensors on the CPU, metadata).
+
+    Args:
+        path: The file.
+        kind: As it was written.
+        schema_version: The one that is read.
+        command: Which makes such a file, for messages.
 
     Raises:
         UserError: No such file, not safetensors, another kind of file, or another schema version.
     """
-    metadata = read_metadata(path, kind=kind, schema_version=schema_version)
+    metadata = read_metadata(path, kind=kind, schema_version=schema_version, command=command)
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
 
 
-def read_metadata(path: Path, *, kind: str, schema_version: int) -> dict[str, str]:
+def read_metadata(path: Path, *, kind: str, schema_version: int, command: str = _IDENTIFY) -> dict[str, str]:
     """Reads the metadata alone, without the tensors.
 
     Raises:
         UserError: As `load_artefact`.
     """
     if not path.is_file():
-        raise UserError(f"no such file: {path} (a file of {kind}, which `lape-ds identify RECIPE` writes)")
+        raise UserError(f"no such file: {path} (a file of {kind}, which `{command}` writes)")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}); write it again with `lape-ds identify`"
+            f"{path} is not a readable safetensors file ({error}); write it again with `{command}`"
         ) from error
     if metadata.get("kind") != kind:
         raise UserError(
@@ -71,6 +81,6 @@ def read_metadata(path: Path, *, kind: str, schema_version: int) -> dict[str, st
         found = metadata.get("schema_version")
         raise UserError(
             f"{path} has schema version {found}, this version of lape-ds reads {schema_version}; make it "
-            "again with `lape-ds identify`"
+            f"again with `{command}`"
         )
     return metadata

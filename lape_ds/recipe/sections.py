@@ -178,11 +178,18 @@ class LaunchSection(Section):
 
 
 class EvalSection(Section):
-    """Which suite `lape-ds eval` runs."""
+    """Which suites `lape-ds eval` runs."""
 
-    suite: str = "quickstart"
+    suite: str | Annotated[list[str], Field(min_length=1)] = "quickstart"  # a name or path, or several
+    datasets: dict[str, str] = {}  # id on the hub -> local folder or file read in its place
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None  # documents per task
+    backend: Literal["hf", "vllm"] = "hf"  # vLLM divides a model over the visible GPUs, in one process
+
+    @property
+    def suites(self) -> list[str]:
+        """Names or paths."""
+        return [self.suite] if isinstance(self.suite, str) else self.suite
 
 
 class Recipe(Section):

@@ -71,6 +71,10 @@ def _run_recipe(data: Mapping[str, Any], sweep: SweepSection, number: int, rate:
     for key, value in settings.items():
         content.put(key.split("."), value, origin=f"{place}: {key}")
     derived = validate(content)
+    if derived.train.heldout.every_steps is None:
+        raise UserError(
+            "train.heldout.every_steps: null measures nothing, and a sweep sets side by side what was measured; give a number"
+        )
     if derived.train.heldout.languages:
         return derived
     # Forgetting is measured: on the languages that are named, else on all that are not trained.

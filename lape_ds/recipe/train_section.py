@@ -100,8 +100,9 @@ class LoRASection(Section):
 class HeldOutSection(Section):
     """Held-out bits per byte during training."""
 
-    every_steps: PositiveInt = 500
-    languages: LanguageCodes = []  # beside the trained ones; "best" is chosen on the trained ones
+    # Also before the first step and after the last. None: never; then the newest checkpoint counts as the best.
+    every_steps: PositiveInt | None = 500
+    languages: LanguageCodes = []  # any, beside the trained ones; "best" is chosen on the trained ones
     tokens_per_language: PositiveInt = 50_000
     tokens_per_batch: PositiveInt = 8_192
 

@@ -45,7 +45,7 @@ class CheckpointState:
         base_fingerprint: Of the model that was trained (model/loading.py).
         num_entries: Trained weights.
         identity: What else makes this run this run, by a name that a person understands (text, neurons, blocks per step).
-        best: Lowest held-out bits per byte so far and its step; None before the first measurement.
+        best: Lowest held-out bits per byte so far and its step; None where nothing has been measured.
     """
 
     step: int
@@ -201,17 +201,19 @@ def open_checkpoint(folder: Path, which: Literal["best", "last"]) -> CheckpointR
 
     Args:
         folder: The run's `checkpoints`.
-        which: `last`: the newest that is whole; `best`: the one that its state calls so.
+        which: `last`: the newest that is whole; `best`: the one that its state calls so, itself where nothing was measured.
 
     Raises:
         UserError: What there is is damaged.
     """
     last, damaged = first_whole(checkpoints_in(folder), _open_whole)
     warn_of(damaged)
-    if last is None or which == "last":
+    best = None if last is None else last.state.best
+    if (
+        which == "last" or best is None
+    ):  # no measurement says which is better: `train.heldout.every_steps: null`
         return last
-    best = last.state.best
-    if best is None or best["step"] == 0:  # nothing was better than the base
+    if best["step"] == 0:  # nothing was better than the base
         return None
     return _open_whole(folder / checkpoint_name(int(best["step"])))
 

@@ -23,8 +23,7 @@ from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recip
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TrainSection, load_recipe
 from lape_ds.subnetwork.adapters import ADAPTER_METHODS, adapted_weights, add_adapter, merge_adapter
-from lape_ds.subnetwork.entries import Mask, entry_masks, write_part
-from lape_ds.subnetwork.shards import bits
+from lape_ds.subnetwork.entries import Mask, bits, entry_masks, write_part
 from lape_ds.training.checkpoint import LORA_R, CheckpointReader, open_checkpoint
 from lape_ds.writing import whole_folder, write_json
 
@@ -74,12 +73,63 @@ def export_model(
     Args:
         run_dir: Of a training.
         checkpoint: The one with the lowest held-out bits per byte, or the last one. A run in which no step improved on the
-            base has no best checkpoint.
+            base has no best checkpoint; of a run that measured nothing it is the last one.
         folder: Where to; an earlier export there is replaced, anything else is refused.
 
     Raises:
         UserError: No such run or checkpoint, a damaged one, or another base model.
         RuntimeError: Something outside the trained entries differs from the base.
+    """
+    run = open_run(run_dir, checkpoint)
+    recipe, reader, base_folder, neurons = run.recipe, run.reader, run.base_folder, run.neurons
+    model = write_entries(run.load_base(), reader, recipe.train, neurons)
+    target = folder or run_dir / "model"
+    with whole_folder(target, marker_files=(_MARKER,)) as temporary:
+        with without_bars():
+            model.save_pretrained(temporary)
+        load_tokenizer(base_folder).save_pretrained(temporary)
+        del model  # one whole model in memory at a time
+        base = run.load_base()
+        done = Export(
+            folder=target,
+            step=reader.state.step,
+            total_steps=int(reader.state.identity["steps"]),
+            num_neurons=None if neurons is None else len(neurons),
+            trained=reader.state.num_entries,
+            changed=count_changes(temporary, base, neurons, whole=_whole_weights(base, reader, recipe)),
+            total=sum(weight.numel() for weight in base.parameters()),
+            merged=recipe.train.method in ADAPTER_METHODS,
+        )
+        write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
+    return done
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint of a run, and what it takes to write it into the base model.
+
+    Attributes:
+        recipe: Of the run.
+        reader: Of the checkpoint.
+        base_folder: Of the model that it was trained from, whose weights are still those.
+        neurons: int32 [n, 2] that were trained; None where none were.
+    """
+
+    recipe: Recipe
+    reader: CheckpointReader
+    base_folder: Path
+    neurons: Tensor | None
+
+    def load_base(self) -> PreTrainedModel:
+        """The base model in the dtype of the training, on the CPU."""
+        return load_model(self.base_folder, dtype=self.recipe.model.dtype, attn_implementation="sdpa")
+
+
+def open_run(run_dir: Path, checkpoint: Literal["best", "last"]) -> TrainedRun:
+    """Opens a run's checkpoint and makes sure that its base model is there as it was.
+
+    Raises:
+        UserError: No such run or checkpoint, a damaged one, or another base model.
     """
     if not (run_dir / "run.json").exists():
         raise UserError(
@@ -97,28 +147,7 @@ def export_model(
         raise UserError(
             f"{recipe.model.path} no longer holds the weights that {run_dir} was trained from; restore them"
         )
-    neurons = _trained_neurons(run_dir)
-    model = _load(base_folder, recipe)
-    model = write_entries(model, reader, recipe.train, neurons)
-    target = folder or run_dir / "model"
-    with whole_folder(target, marker_files=(_MARKER,)) as temporary:
-        with without_bars():
-            model.save_pretrained(temporary)
-        load_tokenizer(base_folder).save_pretrained(temporary)
-        del model  # one whole model in memory at a time
-        base = _load(base_folder, recipe)
-        done = Export(
-            folder=target,
-            step=reader.state.step,
-            total_steps=int(reader.state.identity["steps"]),
-            num_neurons=None if neurons is None else len(neurons),
-            trained=reader.state.num_entries,
-            changed=count_changes(temporary, base, neurons, whole=_whole_weights(base, reader, recipe)),
-            total=sum(weight.numel() for weight in base.parameters()),
-            merged=recipe.train.method in ADAPTER_METHODS,
-        )
-        write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
-    return done
+    return TrainedRun(recipe, reader, base_folder, _trained_neurons(run_dir))
 
 
 def _trained_neurons(run_dir: Path) -> Tensor | None:
@@ -206,10 +235,6 @@ def _as_written(model: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, 
 def _tensor_names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return list(file.keys())
-
-
-def _load(folder: Path, recipe: Recipe) -> PreTrainedModel:
-    return load_model(folder, dtype=recipe.model.dtype, attn_implementation="sdpa")
 
 
 def _masks(model: PreTrainedModel, neurons: Tensor | None) -> dict[str, Mask] | None:

@@ -44,7 +44,7 @@ class Heartbeat:
 
     def __init__(self, rank: int, store: TCPStore, line: Line, hub: Hub | None) -> None:
         self._rank, self._line, self._hub = rank, line, hub
-        self._store = store  # the first rank serves it as long as it lives
+        self.store = store  # the first rank serves it as long as it lives
         self._hosts: list[str] = []
         self._complete = threading.Event()
         self._closed = False
@@ -127,9 +127,9 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
         UserError: The first rank cannot be reached, or its port is taken.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun serves the store itself, and keeps it for all its attempts.
+    # torchrun serves the store itself.
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    key = f"lape_ds/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    key = store_key("heartbeat")
     serves = rank == 0 and not agents
     if not serves:
         _wait_for_server(address, port, timeout)
@@ -150,6 +150,11 @@ def join(rank: int, world_size: int, *, timeout: timedelta) -> Heartbeat:
     line = Line(_reach(address, int(hub_port)))
     line.send(rank=rank, host=socket.gethostname(), token=token)
     return Heartbeat(rank, store, line, None)
+
+
+def store_key(name: str) -> str:
+    """Under which the first rank lays something down: torchrun keeps its store for all its attempts."""
+    return f"lape_ds/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def fail_alone(rank: int, error: BaseException) -> NoReturn:

@@ -39,6 +39,13 @@ class Event:
     trace: str = ""
 
 
+def keep_alive(connection: socket.socket) -> None:
+    """Has the kernel ask a TCP connection's other end whether it is still there."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBES:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Line:
     """Messages over a socket: a JSON object a line."""
 
@@ -47,9 +54,7 @@ class Line:
         self.rank = rank  # of the other end; None until it has said so
         self._received = b""
         if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _PROBES:
-                connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            keep_alive(connection)
         # A forked child (of a data loader) would hold the line open when this process is dead.
         os.register_at_fork(after_in_child=connection.close)
 

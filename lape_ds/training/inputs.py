@@ -6,7 +6,6 @@ Between preflight and the model. Nothing here communicates: the first rank to ne
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
-from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import load_tokenizer
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import NEURON_METHODS, Recipe, TokenBudget, TrainSection
+from lape_ds.recipe import NEURON_METHODS, Recipe, TrainSection
 from lape_ds.subnetwork.methods import with_matched_lora
 from lape_ds.training.checkpoint import LORA_R
-from lape_ds.training.loop import HeldOut
 from lape_ds.training.ranks import world_size
+from lape_ds.training.texts import HeldOut, Texts, heldout_part, prepare_texts
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Inputs:
         chosen: The neurons that train, by language; None for methods without.
         neurons: int32 [n, 2], the same of all languages together.
         prefix_token_id: What stands before a text.
-        corpora: Packed text by language: trained, replayed and measured.
+        corpora: Packed text by language: trained, measured and replayed (`Texts.by_name`).
         blocks: What is trained on, step by step.
         heldout: What is measured on.
         total_steps: Optimizer steps of the whole run.
@@ -77,8 +75,9 @@ def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str, skeleton: P
         chosen = neurons = None
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
-    corpora = _corpora(recipe, tokenizer)
-    blocks = _training_blocks(recipe, corpora)
+    texts = prepare_texts(recipe, tokenizer)
+    corpora = texts.by_name()
+    blocks = _training_blocks(recipe, texts)
     total_steps = num_steps(recipe, blocks)
     return Inputs(
         train=train,
@@ -87,7 +86,7 @@ def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str, skeleton: P
         prefix_token_id=prefix,
         corpora=corpora,
         blocks=blocks,
-        heldout={code: _heldout(recipe, corpora[code]) for code in _measured(recipe)},
+        heldout={code: heldout_part(recipe, text) for code, text in texts.measured.items()},
         total_steps=total_steps,
         identity=_identity(recipe, train, neurons, corpora, total_steps),
     )
@@ -146,57 +145,13 @@ def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
     return prefix
 
 
-def _corpora(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, PackedCorpus]:
-    """Packed text: of the trained languages all that the recipe asks for, of the others only what they are needed for."""
-    train, own = recipe.train, recipe.trained_languages
-    asked: dict[str, TokenBudget] = {code: train.tokens for code in own}  # noqa: C420 - a wider type
-    corpora = prepare_corpora(recipe, tokenizer, own, train_tokens=asked)
-    # So many tokens make the held-out part about half as large again as is measured.
-    enough_heldout = math.ceil(1.5 * train.heldout.tokens_per_language / recipe.corpus.heldout_share)
-    measured: dict[str, TokenBudget] = {code: enough_heldout for code in _measured(recipe) if code not in own}
-    replayed: dict[str, TokenBudget] = {}
-    if train.replay.share:
-        num_own = sum(corpora[code].train.num_tokens for code in own)
-        replay_tokens = num_own * train.epochs * train.replay.share / (1 - train.replay.share)
-        each = math.ceil(replay_tokens / len(_replayed(recipe)))
-        replayed = {code: max(each, enough_heldout if code in measured else 1) for code in _replayed(recipe)}
-    only_replayed: dict[str, TokenBudget] = {
-        code: budget for code, budget in replayed.items() if code not in measured
-    }
-    measured |= {code: budget for code, budget in replayed.items() if code in measured}
-    key = "train.heldout.tokens_per_language"
-    corpora |= prepare_corpora(
-        recipe, tokenizer, measured, train_tokens=measured, or_all=True, budget_key=key
-    )
-    return corpora | prepare_corpora(
-        recipe,
-        tokenizer,
-        only_replayed,
-        train_tokens=only_replayed,
-        or_all=True,
-        need_heldout=False,
-        budget_key="train.replay.share",
-    )
-
-
-def _replayed(recipe: Recipe) -> list[str]:
-    if recipe.train.replay.share == 0:
-        return []
-    named = recipe.train.replay.languages or recipe.languages.identify
-    return [code for code in named if code not in recipe.trained_languages]
-
-
-def _measured(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys([*recipe.trained_languages, *recipe.train.heldout.languages]))
-
-
-def _training_blocks(recipe: Recipe, corpora: dict[str, PackedCorpus]) -> TrainingBlocks:
+def _training_blocks(recipe: Recipe, texts: Texts) -> TrainingBlocks:
     train = recipe.train
     return TrainingBlocks(
-        {code: (corpora[code].train, train.weights.get(code, 1.0)) for code in recipe.trained_languages},
+        {code: (text.train, train.weights.get(code, 1.0)) for code, text in texts.trained.items()},
         block_length=train.block_length,
         seed=recipe.seed,
-        replay={code: (corpora[code].train, 1.0) for code in _replayed(recipe)},
+        replay={code: (text.train, 1.0) for code, text in texts.replayed.items()},
         replay_share=train.replay.share,
     )
 
@@ -210,11 +165,6 @@ def num_steps(recipe: Recipe, blocks: TrainingBlocks) -> int:
 def global_batch_size(recipe: Recipe) -> int:
     """Blocks of one optimizer step, over all ranks."""
     return recipe.train.micro_batch_size * recipe.train.gradient_accumulation_steps * world_size()
-
-
-def _heldout(recipe: Recipe, corpus: PackedCorpus) -> HeldOut:
-    documents = list(corpus.heldout.documents(recipe.train.heldout.tokens_per_language))
-    return HeldOut(documents, sum(document.num_bytes for document in documents))
 
 
 def _identity(

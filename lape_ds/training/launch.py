@@ -1,10 +1,11 @@
-"""Starts the ranks: the shell half of `launch/*.sh`, and `lape-ds train`.
+"""Starts the ranks: the shell half of `launch/*.sh`, `lape-ds train` and `lape-ds eval`.
 
 Before the ranks: on this machine, on the hosts of a hostfile, or by becoming one where srun or torchrun has started us as one.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,6 +20,7 @@ from lape_ds.training.launchers.pdsh import run_on_hosts
 from lape_ds.training.launchers.running import run_launchers
 
 _STAGES = ("train", "identify", "eval")
+_STAGES_OF_RANKS = ("train", "eval")
 
 
 def launch_training(recipe_path: str, overrides: Sequence[str]) -> None:
@@ -56,23 +58,37 @@ def slots_of_workers(num_workers: int, num_ranks: int | None) -> list[list[str]]
     return [gpus[number * each : (number + 1) * each] for number in range(num_workers)]
 
 
+def launch_evaluation(arguments: Sequence[str], slots: Sequence[str]) -> int:
+    """Runs `lape-ds eval` with these arguments as one rank on each slot of this machine.
+
+    Returns:
+        The ranks' exit code.
+
+    Raises:
+        UserError: This is one process in a Slurm job of several nodes.
+    """
+    _check_not_one_of_many("eval")
+    job = Job({LOCAL: list(slots)}, COMMAND_LINE, ["eval", *arguments], "127.0.0.1", free_port())
+    return run_launchers([node_command(job, LOCAL)])
+
+
 def _launch(stage: str, command: CommandLine) -> int:
     """The exit code of a stage on this machine or on the command line's hosts.
 
     The recipe is loaded here first: a mistake in it is told once, before any rank starts.
     """
-    recipe = load_recipe(command.recipe, command.overrides)
+    if stage == "eval" and (slurm.is_rank() or not command.options):
+        _as_command(stage, command)  # which itself is a rank, or starts them
+    recipe = load_recipe(command.recipe, command.settings if stage == "eval" else command.overrides)
     if stage == "train" and slurm.is_rank():
         _as_rank(command)
     if slurm.process_number() > 0:  # the first of those that srun has started does what takes one process
         return 0
-    if stage == "train" and slurm.num_nodes() > 1 and "hostfile" not in command.options:
-        raise UserError(
-            f"this Slurm job has {slurm.num_nodes()} nodes and this command would use one: `srun launch/train.sh …` in the "
-            "job, or `sbatch launch/slurm.sbatch …` for all of it"
-        )
+    if stage in _STAGES_OF_RANKS and "hostfile" not in command.options:
+        _check_not_one_of_many(stage)
     hosts = chosen_hosts(command, num_ranks=recipe.launch.num_ranks)
-    if stage != "train":  # one process, which may use the first host's GPUs
+    one_process = stage not in _STAGES_OF_RANKS or (stage == "eval" and recipe.eval.backend == "vllm")
+    if one_process:  # which may use the first host's GPUs
         hosts = dict(list(hosts.items())[:1])
     rest = [command.recipe, *command.overrides]
     job = Job(
@@ -81,20 +97,40 @@ def _launch(stage: str, command: CommandLine) -> int:
         arguments=rest if stage == "train" else [stage, *rest],
         master_addr=command.options.get("master_addr") or first_address(hosts),
         master_port=command.number("master_port") or free_port(),
-        one_process=stage != "train",
+        one_process=one_process,
     )
     if "hostfile" in command.options:
         return run_on_hosts(job)
     return run_launchers([node_command(job, LOCAL)])
 
 
-def _as_rank(command: CommandLine) -> NoReturn:
-    """Trains in this process. What srun or torchrun has decided is not decided again."""
+def _check_not_one_of_many(stage: str) -> None:
+    if slurm.num_nodes() > 1:
+        raise UserError(
+            f"this Slurm job has {slurm.num_nodes()} nodes and this command would use one: `srun launch/{stage}.sh …` in the "
+            f"job, or `sbatch launch/slurm.sbatch --stage {stage} …` for all of it"
+        )
+
+
+def _check_no_options(command: CommandLine) -> None:
+    """What srun or torchrun has decided is not decided again."""
     ours = [name for name in command.options if not name.startswith("master_")]
     if ours:
         raise UserError(
             f"--{ours[0]} has no use inside srun or torchrun, which has started the ranks; remove it"
         )
+
+
+def _as_command(stage: str, command: CommandLine) -> NoReturn:
+    """Becomes `lape-ds <stage>`, under this process's number."""
+    _check_no_options(command)
+    words = ["-m", COMMAND_LINE, stage, command.recipe, *command.overrides]
+    os.execv(sys.executable, [sys.executable, *words])
+
+
+def _as_rank(command: CommandLine) -> NoReturn:
+    """Trains in this process."""
+    _check_no_options(command)
     from lape_ds.training.main import run
 
     options = [f"--{name}={value}" for name, value in command.options.items()]
@@ -106,7 +142,9 @@ def main(arguments: Sequence[str]) -> None:
     stage, *rest = arguments
     assert stage in _STAGES
     try:
-        command = read_command_line(rest, script=f"launch/{stage}.sh", allowed=HOST_OPTIONS)
+        command = read_command_line(
+            rest, script=f"launch/{stage}.sh", allowed=HOST_OPTIONS, passed_on=stage == "eval"
+        )
         sys.exit(_launch(stage, command))
     except UserError as error:
         tell_error(error)

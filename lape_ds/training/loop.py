@@ -18,7 +18,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from lape_ds.corpora.loader import TrainingBlocks
-from lape_ds.corpora.streams import NOT_SCORED, Document
+from lape_ds.corpora.streams import NOT_SCORED
 from lape_ds.errors import Diverged
 from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.scoring import bits_per_byte, score_documents
@@ -32,15 +32,8 @@ from lape_ds.training.ranks import by_first, device, rank, sum_over_ranks, world
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.schedule import learning_rate
 from lape_ds.training.stopping import StopRequest
+from lape_ds.training.texts import HeldOut
 from lape_ds.training.zero import set_learning_rate, take_step
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out text of one language, the same on every rank."""
-
-    documents: Sequence[Document]
-    num_bytes: int
 
 
 @dataclass
@@ -108,7 +101,8 @@ def _run_steps(training: Training, stop: StopRequest) -> bool:
             training.metrics.write(step + 1, line)
             bar.advance(note=f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s")
             last = step + 1 == training.total_steps
-            if last or (step + 1) % training.train.heldout.every_steps == 0:
+            every = training.train.heldout.every_steps
+            if every is not None and (last or (step + 1) % every == 0):
                 _measure(training)
             due = stopping or (step + 1) % training.train.checkpoint_every_steps == 0
             if training.keep_checkpoints if last else due:
@@ -217,17 +211,25 @@ def _refuse_divergence(step: int, **values: float) -> None:
 
 
 def _measure(training: Training) -> None:
-    """Held-out bits per byte of every measured language; keeps the best checkpoint."""
-    if not training.heldout:
+    """Held-out bits per byte of every measured language; keeps the best checkpoint.
+
+    It leaves no trace in the training: a step seeds its own draws, and nothing here has a gradient.
+    """
+    if (
+        not training.heldout
+    ):  # `train.heldout.every_steps: null`; then no checkpoint is the best, and the newest counts
         return
     step = training.state.step
+    line: dict[str, Any] = {}
     bits = training.base_bits if step == 0 else None
     if bits is None:
+        started = time.monotonic()
         bits = {code: _heldout_bits(training, heldout) for code, heldout in training.heldout.items()}
+        line["heldout_seconds"] = round(time.monotonic() - started, 4)  # of all languages, all ranks together
     if step == 0:
         training.base_bits = bits
     _refuse_divergence(step, **{f"held-out {code}": value for code, value in bits.items()})
-    training.metrics.write(step, {"heldout_bits_per_byte": bits})
+    training.metrics.write(step, {"heldout_bits_per_byte": bits, **line})
     own = training.recipe.trained_languages
     mean = sum(bits[code] for code in own) / len(own)
     if training.state.best is None or mean < training.state.best["bits_per_byte"]:

@@ -1,4 +1,4 @@
-"""The ranks of a training: start, what they must agree on, end.
+"""The ranks of a training or an evaluation: start, what they must agree on, end.
 
 Beside the loop. Every function here but `fail`, `tell_stopped` and those that give a rank's numbers is collective: all ranks must
 enter it.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -91,16 +90,16 @@ def start() -> None:
     Raises:
         UserError: The first rank cannot listen on the port.
     """
+    import deepspeed  # seconds, which ranks that do not train have no use for
+
     join()
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(free_port()))
-    share_cores()
+    take_device()
     # It asks this table for one thing, a shared-memory reduction for CPU ranks, and would compile it here: a C++ compiler, half a
     # minute, and nothing gained at the sizes one trains on a CPU. Left to itself it fills the table by test compilations.
     deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
         deepspeed.init_distributed(backend, timeout=_COLLECTIVE_TIMEOUT, verbose=False)
@@ -110,6 +109,25 @@ def start() -> None:
             f"rank {rank()} cannot join the others at {where} ({first_line(error)}); is the port taken, or the address not to be "
             "reached from this node? give others with --master_addr and --master_port"
         ) from None
+
+
+def take_device() -> None:
+    """This rank's GPU, or its share of the cores: all that a rank without a process group needs. Not collective."""
+    share_cores()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+
+
+def publish(key: str, value: str) -> None:
+    """Lays a word down for the other ranks; on the first rank, after `join`."""
+    assert _heartbeat is not None
+    _heartbeat.store.set(heartbeat.store_key(key), value)
+
+
+def published(key: str) -> str:
+    """The word that the first rank lays down, as soon as it has; after `join`."""
+    assert _heartbeat is not None
+    return _heartbeat.store.get(heartbeat.store_key(key)).decode()
 
 
 def share_cores() -> None:

@@ -31,7 +31,13 @@ class StopRequest:
     Slurm's own warning (`--signal=USR1@120`) and its limit ask for the same thing; whichever comes first counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, early: str = "before the first step; the same command goes on") -> None:
+        """Listens to nothing yet.
+
+        Args:
+            early: What is told, behind the signal's name, when one ends the process at once.
+        """
+        self._early = early
         end = os.environ.get("SLURM_JOB_END_TIME")  # seconds since 1970; absent outside Slurm
         self._end = None if end is None else float(end)
         self._signal: signal.Signals | None = None
@@ -53,7 +59,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
         if not self._steps_begun:
-            text = f"{self._signal.name} before the first step; the same command goes on"
+            text = f"{self._signal.name} {self._early}"
             if self.tell_early is not None:
                 self.tell_early(text)
             if os.environ.get("RANK", "0") == "0":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sacrebleu.tokenizers import tokenizer_spm
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -54,3 +56,29 @@ def no_bos_folder(tmp_path_factory: pytest.TempPathFactory, bos_tokenizer: PreTr
     backend.post_processor = None  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>")
     return save_model(tmp_path_factory.mktemp("models") / "no-bos", tokenizer, seed=0)
+
+
+@pytest.fixture(scope="session")
+def spbleu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where sacrebleu would have put spBLEU's tokenizer: a small one of its kind, from the same records."""
+    folder = tmp_path_factory.mktemp("sacrebleu")
+    (folder / "models").mkdir()
+    texts = (
+        record.text for name in LANGUAGES for record in sample_records(find_language(name), count=150, seed=0)
+    )
+    SentencePieceTrainer.train(
+        sentence_iterator=texts,
+        model_prefix=str(folder / "flores200"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+    )
+    (folder / "flores200.model").rename(folder / "models" / "flores200sacrebleuspm")
+    return folder
+
+
+@pytest.fixture
+def spbleu_model(spbleu_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """spBLEU's tokenizer is on this machine."""
+    monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(spbleu_folder))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.command import evaluate_command
+from lape_ds.evaluation.harness import Results
+from lape_ds.evaluation.request import EvalRequest
+from lape_ds.evaluation.subjects import named_models
+from lape_ds.evaluation.suites import load_suite
+from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
+from lape_ds.subnetwork.pack import Pack, neuron_vectors
 
 RECIPE = """\
 name: tiny
@@ -18,6 +28,10 @@ model: {{path: {model}, dtype: float32}}
 corpus: {{source: {{kind: cldr, records: 10}}}}
 eval: {{limit: 2}}
 """
+
+
+def measured(*targets: str, **options: Any) -> Results:
+    return evaluate_command(EvalRequest(targets, **options))
 
 
 @pytest.fixture
@@ -37,7 +51,7 @@ def recipe(tmp_path: Path, model_folder: Path, other_folder: Path) -> Path:
 def test_a_recipe_means_its_base_and_its_exported_runs(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    results = evaluate_command([str(recipe)])
+    results = measured(str(recipe))
     assert list(results) == ["base", "subnetwork", "random-seed0"]  # the control stands last
     # The target and two more of those identified.
     assert {result.language for result in results["base"].values()} == {"mlt_Latn", "eng_Latn", "kat_Geor"}
@@ -53,7 +67,7 @@ def test_a_recipe_means_its_base_and_its_exported_runs(
 
 def test_a_run_folder_means_its_base_and_itself(recipe: Path, tmp_path: Path):
     run = tmp_path / "runs" / "train" / "subnetwork"
-    results = evaluate_command([str(run)], languages=["mlt"], output_dir=tmp_path / "out", limit=1)
+    results = measured(str(run), languages=["mlt"], output_dir=tmp_path / "out", limit=1)
     assert list(results) == ["base", "subnetwork"]
     assert (tmp_path / "out" / "base" / "cldr_topic_mlt_Latn.json").is_file()
 
@@ -62,8 +76,11 @@ def test_the_same_model_is_measured_once_and_labels_differ(recipe: Path, tmp_pat
     runs = tmp_path / "runs" / "train"
     again = tmp_path / "copy" / "tiny"
     shutil.copytree(model_folder, again)
-    results = evaluate_command(
-        [str(runs / "subnetwork"), str(runs / "random-seed0"), str(model_folder), str(again)],
+    results = measured(
+        str(runs / "subnetwork"),
+        str(runs / "random-seed0"),
+        str(model_folder),
+        str(again),
         languages=["mlt"],
         limit=1,
     )
@@ -71,22 +88,118 @@ def test_the_same_model_is_measured_once_and_labels_differ(recipe: Path, tmp_pat
 
 
 def test_what_cannot_be_measured_is_refused(recipe: Path, tmp_path: Path, model_folder: Path):
-    with pytest.raises(UserError, match=r"unfinished has no exported model: run `lape-ds export"):
-        evaluate_command([str(tmp_path / "runs" / "train" / "unfinished")])
+    with pytest.raises(UserError, match=r"unfinished is not the folder of a training"):
+        measured(str(tmp_path / "runs" / "train" / "unfinished"))
     with pytest.raises(UserError, match=r"--languages .* and --output"):
-        evaluate_command([str(model_folder)])
-    with pytest.raises(UserError, match="name at least one"):
-        evaluate_command([])
+        measured(str(model_folder))
     with pytest.raises(UserError, match=r"no recipe .*nothing\.yaml"):
-        evaluate_command(["nothing.yaml"])
+        measured("nothing.yaml")
     with pytest.raises(UserError, match=r"no config\.json"):
-        evaluate_command([str(tmp_path)], languages=["mlt"], output_dir=tmp_path / "out")
+        measured(str(tmp_path), languages=["mlt"], output_dir=tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
-        evaluate_command([str(recipe)], suite="quikstart")
+        measured(str(recipe), suites=["quikstart"])
     assert not (tmp_path / "out").exists()
 
 
 def test_overrides_reach_the_recipe(recipe: Path):
-    results = evaluate_command([str(recipe)], overrides=["eval.limit=1", "languages.target=kat"])
+    results = measured(str(recipe), overrides=["eval.limit=1", "languages.target=kat"])
     assert {result.language for result in results["base"].values()} == {"kat_Geor", "eng_Latn", "mlt_Latn"}
     assert all(result.num_documents == 1 for result in results["base"].values())
+
+
+def test_settings_reach_a_run_and_are_refused_without_one(recipe: Path, tmp_path: Path, model_folder: Path):
+    run = tmp_path / "runs" / "train" / "subnetwork"
+    results = measured(str(run), overrides=["eval.limit=1"], languages=["mlt"])
+    assert all(result.num_documents == 1 for result in results["base"].values())
+    with pytest.raises(UserError, match=r"^eval\.limit=1 changes a recipe, and none is named"):
+        measured(
+            str(model_folder), overrides=["eval.limit=1"], languages=["mlt"], output_dir=tmp_path / "out"
+        )
+
+
+def test_several_suites_have_a_table_each_and_models_are_loaded_once(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own = load_suite("quickstart").model_dump(mode="json", exclude_defaults=True)
+    own |= {"name": "own", "tasks": {"named": own["tasks"]["topic"], "cloze": own["tasks"]["cloze"]}}
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps(own), encoding="utf-8")
+    results = measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+    assert len(results["base"]) == 4
+    captured = capsys.readouterr()
+    assert (
+        captured.out.index("quickstart suite")
+        < captured.out.index("own suite")
+        < captured.out.index("named ↑")
+    )
+    assert captured.err.count("evaluating ") == 3
+    folder = tmp_path / "runs" / "eval"
+    assert captured.out.splitlines()[-2:] == [
+        f"results and samples: {folder}",
+        f"what is significant: lape-ds compare {folder}/base {folder}/subnetwork {folder}/random-seed0",
+    ]
+    own["tasks"]["named"]["num_fewshot"] = 2
+    path.write_text(json.dumps(own), encoding="utf-8")
+    with pytest.raises(
+        UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
+    ):
+        measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+
+
+def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Path):
+    folders = []
+    for name in ("a/x/tiny", "b/x/tiny", "c/tiny"):
+        shutil.copytree(model_folder, tmp_path / name)
+        folders.append(str(tmp_path / name))
+    run = tmp_path / "runs" / "train" / "subnetwork"
+    found = named_models([*folders, folders[0], f"{run}/model", str(run)], [], packs_dir=tmp_path)
+    assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
+
+
+def test_a_language_pack_is_measured_as_the_exported_model(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    neurons = torch.tensor([[0, 1], [0, 5], [1, 3]], dtype=torch.int32)
+    model = load_model(model_folder, dtype="float32", attn_implementation="sdpa")
+    base = neuron_vectors(model, neurons)
+    new = {layer: {part: 2 * values for part, values in parts.items()} for layer, parts in base.items()}
+    pack = Pack(neurons, new, base, fingerprint(model_folder), str(model_folder), ("mlt_Latn",), {})
+    path = tmp_path / "run" / "pack.safetensors"
+    pack.save(path)
+    pack.apply(model, base_fingerprint=fingerprint(model_folder))
+    exported = tmp_path / "exported"
+    model.save_pretrained(exported)
+    load_tokenizer(model_folder).save_pretrained(exported)
+    options = {"languages": ["mlt"], "output_dir": tmp_path / "out", "limit": 4}
+    results = measured(str(path), str(exported), **options)
+    assert list(results) == ["base", "run", "exported"]
+    for name, packed in results["run"].items():
+        assert packed.scores == results["exported"][name].scores
+        assert packed.requests_sha256 == results["base"][name].requests_sha256
+        assert packed.settings["model_fingerprint"] == results["base"][name].settings["model_fingerprint"]
+        assert packed.settings["pack_fingerprint"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert results["run"] != results["base"]
+    pack.revert(model)
+    path.unlink()
+    Pack(neurons, base, new, fingerprint(exported), str(model_folder), ("mlt_Latn",), {}).save(path)
+    with pytest.raises(UserError, match="the language pack is of another base model"):
+        measured(str(path), **options)
+
+
+def test_a_suite_is_run_in_its_languages_and_what_is_left_out_is_told(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    suite = load_suite("quickstart").model_dump(mode="json", exclude_defaults=True)
+    tasks = {title: suite["tasks"][title] for title in ("topic", "translation")}
+    for languages, expected in (
+        ("trained", ["mlt_Latn"]),
+        ("untrained", ["eng_Latn", "kat_Geor", "deu_Latn"]),
+        (["kat"], ["kat_Geor"]),
+    ):
+        path = tmp_path / "own.yaml"
+        path.write_text(json.dumps({"name": "own", "languages": languages, "tasks": tasks}), encoding="utf-8")
+        results = measured(str(recipe), suites=[str(path)], limit=1)
+        assert [one.language for one in results["base"].values() if one.title == "topic"] == expected
+        shown = capsys.readouterr().out
+        told = "left out: translation (eng_Latn); why: lape-ds suites own --languages eng_Latn"
+        assert (told in shown.splitlines()) == ("eng_Latn" in expected)

@@ -6,22 +6,27 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lape_ds.corpora.streams import Document
 from lape_ds.errors import UserError
 from lape_ds.evaluation import harness
 from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
-from lape_ds.evaluation.harness import evaluate
-from lape_ds.evaluation.lm import quiet_harness
-from lape_ds.evaluation.results import TaskResult
-from lape_ds.evaluation.suites import Suite, load_suite, plan
-from lape_ds.evaluation.tasks import build_task
+from lape_ds.evaluation.harness import Results, evaluate
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
+from lape_ds.evaluation.results import TaskResult, read_result
+from lape_ds.evaluation.serving import ServedModel, TasksFailed
+from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
+from lape_ds.evaluation.tasks import _settle, build_task
+from lape_ds.model.loading import fingerprint
 from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.scoring import score_documents
 from tests.evaluation.conftest import MAX_LENGTH, save_model
@@ -87,6 +92,25 @@ def test_multiple_choice_equals_the_log_likelihood_by_hand(model_folder: Path, t
     assert result.scores["acc_bytes"].value == pytest.approx(right_per_byte / 6)
 
 
+def test_a_choice_that_the_tokenizer_joins_to_the_context_is_scored(model_folder: Path, tmp_path: Path):
+    """From the first piece that differs; the harness would fail, and with it the task."""
+    measured(model_folder, tmp_path, "topic", languages=["eng"], limit=40)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    samples = (tmp_path / "tiny" / "samples" / "cldr_topic_eng_Latn.jsonl").read_text(encoding="utf-8")
+    joined = 0
+    for line in samples.splitlines():
+        sample = json.loads(line)
+        for (context, choice), reply in zip(sample["arguments"], sample["resps"], strict=True):
+            own, whole = tokenizer(context).input_ids, tokenizer(context + choice).input_ids
+            if len(whole) <= len(own):
+                joined += 1
+                start = next((n for n, token in enumerate(whole) if token != own[n]), len(whole) - 1)
+                assert reply[0][0] == pytest.approx(
+                    by_hand(model_folder, whole[:start], whole[start:]), rel=1e-4
+                )
+    assert joined
+
+
 @pytest.mark.parametrize("folder_name", ["model_folder", "no_bos_folder"])
 def test_bits_per_byte_equals_the_log_likelihood_by_hand(
     folder_name: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -114,6 +138,127 @@ def test_bits_per_byte_equals_the_log_likelihood_by_hand(
     assert score.value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
     assert score.stderr is not None
     assert 0 < score.stderr < score.value
+
+
+AWKWARD = [
+    "Il-kelb\r\njiekol.\r\n\r\nIl-qattus le.\n",  # CRLF: two bytes
+    "ꙮ 𓀀 🜁 ⸿ ԃ",  # characters of no piece: UTF-8 bytes, a token each
+    "🜁\r\n" * 70,  # bytes over several windows, which repeat themselves
+    " \t x  y \n",
+    "għ",
+]
+
+
+@pytest.mark.parametrize("folder_name", ["model_folder", "no_bos_folder"])
+def test_bits_per_byte_of_awkward_text_equals_the_log_likelihood_by_hand(
+    folder_name: str, request: pytest.FixtureRequest
+):
+    folder: Path = request.getfixturevalue(folder_name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    nats = []
+    for text in AWKWARD:
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(tokens) == text, "nothing is lost on the way to tokens"
+        row, total = [prefix, *tokens], 0.0
+        for start in range(0, len(tokens), MAX_LENGTH):
+            stop = min(start + MAX_LENGTH, len(tokens))
+            total += by_hand(folder, row[max(0, stop - MAX_LENGTH) : start + 1], tokens[start:stop])
+        nats.append(total)
+    assert len(tokenizer(AWKWARD[2]).input_ids) > 3 * MAX_LENGTH
+    assert len(tokenizer(AWKWARD[1], add_special_tokens=False).input_ids) >= len(AWKWARD[1].encode()) - 8
+    planned, task = text_task(AWKWARD)
+    result, samples = ask(folder, planned, task)
+    assert [sample["bits_per_byte"][0] for sample in samples] == pytest.approx(nats, rel=1e-4)
+    num_bytes = [len(text.encode("utf-8")) for text in AWKWARD]
+    assert [sample["bits_per_byte"][1] for sample in samples] == num_bytes
+    expected = -sum(nats) / math.log(2) / sum(num_bytes)
+    assert result.scores["bits_per_byte"].value == pytest.approx(expected, rel=1e-5)
+
+
+def text_task(texts: list[str]) -> tuple[PlannedTask, Task]:
+    """Bits per byte of these texts, as the harness's own kind of task."""
+    (planned,) = plan(part("bits_per_byte"), ["mlt"])
+    settings = build_task(planned).config.to_dict()
+    rows = [{"text": text} for text in texts]
+    settings |= {"custom_dataset": lambda **_: {"test": Dataset.from_list(rows)}}
+    return planned, own_task(settings)
+
+
+def own_task(settings: dict[str, Any]) -> Task:
+    with quiet_harness():
+        return ConfigurableTask(config=settings | {"task": "own"})  # pyright: ignore[reportCallIssue]
+
+
+def ask(
+    folder: Path, planned: PlannedTask, task: Task, *, batch_size: int = 16
+) -> tuple[TaskResult, list[dict[str, Any]]]:
+    with quiet_harness(), ServedModel() as model:
+        model.load(
+            ModelSource("tiny", str(folder)),
+            ModelSettings(batch_size=batch_size),
+            weights=fingerprint(folder),
+        )
+        task.set_config("task", planned.name)
+        return harness._run_task(model, planned, task, {}, limit=None)
+
+
+def written(**changes: Any) -> tuple[PlannedTask, Task]:
+    """A generation task with few-shot examples and two ways of reading an answer."""
+    rows = [{"question": f"{first} + {first} =", "answer": str(2 * first)} for first in range(9)]
+    writing = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False} | changes
+    task = own_task(
+        {
+            "output_type": "generate_until",
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(rows), "train": Dataset.from_list(rows)},
+            "test_split": "test",
+            "fewshot_split": "train",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": writing,
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            "filter_list": [
+                {"name": "whole", "filter": [{"function": "take_first"}]},
+                {
+                    "name": "loose",
+                    "filter": [
+                        {"function": "regex", "regex_pattern": "(\\d+)", "fallback": "0"},
+                        {"function": "take_first"},
+                    ],
+                },
+            ],
+        }
+    )
+    (planned,) = plan(part("topic"), ["mlt"])
+    changed = {"metric": "exact_match", "num_fewshot": 2, "filter": "loose"}
+    planned = replace(planned, spec=planned.spec.model_copy(update=changed))
+    _settle(task, planned, "own task")
+    return planned, task
+
+
+def test_generation_is_read_by_the_suites_filter_and_its_arguments_are_hashed(model_folder: Path):
+    planned, task = written()
+    result, samples = ask(model_folder, planned, task)
+    assert (result.num_documents, len(samples)) == (9, 9)
+    # 0 + 0: what the loose filter falls back to is right if no digit is written.
+    values = [sample["exact_match"] for sample in samples]
+    assert [sample["filter"] for sample in samples] == ["loose"] * 9
+    assert result.scores["exact_match"].value == pytest.approx(sum(values) / 9)
+    again, _ = ask(model_folder, planned, task, batch_size=2)
+    assert again.requests_sha256 == result.requests_sha256
+    assert again.scores == result.scores
+    for changes in ({"max_gen_toks": 7}, {"until": ["\n", "."]}, {"temperature": 0.5}):
+        other, _ = ask(model_folder, *written(**changes))
+        assert other.requests_sha256 != result.requests_sha256, changes
+
+
+def test_the_second_model_gets_the_same_examples(model_folder: Path, other_folder: Path):
+    """The harness's sampler would go on drawing where it has left off."""
+    planned, task = written()
+    first, samples = ask(model_folder, planned, task)
+    second, _ = ask(other_folder, planned, task)
+    assert samples[0]["arguments"][0][0].count("=") == 3
+    assert first.requests_sha256 == second.requests_sha256
 
 
 def test_bits_per_byte_is_that_of_the_training_loop(model_folder: Path, tmp_path: Path):
@@ -176,7 +321,7 @@ def test_only_what_is_missing_is_measured(
     first = measured(model_folder, tmp_path, "cloze", "topic")
     assert ran == ["cloze", "topic"]
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "load_harness_model", lambda *_, **__: pytest.fail("the model was loaded"))
+        patch.setattr(harness.ServedModel, "load", lambda *_, **__: pytest.fail("the model was loaded"))
         assert measured(model_folder, tmp_path, "cloze", "topic") == first
         assert measured(model_folder, tmp_path, "cloze", "topic", batch_size=3) == first
     (tmp_path / "tiny" / "cldr_cloze_mlt_Latn.json").unlink()
@@ -272,6 +417,73 @@ def test_a_suite_that_the_task_contradicts_is_refused(
     with pytest.raises(UserError, match=expected):
         measured(model_folder, tmp_path, suite=suite.model_copy(update={"tasks": {"topic": wrong}}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_fails_is_one_line_and_the_others_are_kept(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    broken, output = tmp_path / "broken", tmp_path / "eval"
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.lm_head.weight.data.fill_(float("nan"))
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(broken)
+    suite = part("topic", "bits_per_byte", "translation")
+    tasks = suite.tasks | {"topic": suite.tasks["topic"].model_copy(update={"task": "cldr_topics"})}
+    suite = suite.model_copy(update={"tasks": tasks})
+    where = output / "trained" / "errors" / "cldr_bits_per_byte_mlt_Latn.txt"
+
+    def run(trained: Path, suite: Suite) -> Results:
+        models = {"base": model_folder, "trained": trained}
+        return evaluate(models, suite=suite, languages=["mlt"], output_dir=output, limit=4)
+
+    capfd.readouterr()
+    for _ in range(2):
+        with pytest.raises(TasksFailed) as caught:
+            run(broken, suite)
+        assert str(caught.value) == (
+            "3 of 6 tasks failed (base: cldr_topics_mlt_Latn; trained: cldr_topics_mlt_Latn; "
+            "trained: cldr_bits_per_byte_mlt_Latn); the others are kept, and the same command tries these again"
+        )
+        errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(errors) == 2
+        assert errors[0].startswith("error: cldr_topics_mlt_Latn: suite task 'topic': no task 'cldr_topics'")
+        assert errors[1].startswith(
+            "error: trained: cldr_bits_per_byte_mlt_Latn failed: bits_per_byte is no finite"
+        )
+        assert errors[1].endswith(f"(where: {where})")
+        assert "Traceback" in where.read_text()
+    kept = [path.relative_to(output).as_posix() for path in output.rglob("*.json")]
+    assert sorted(kept) == [
+        "base/cldr_bits_per_byte_mlt_Latn.json",
+        "base/cldr_translation_mlt_Latn.json",
+        "trained/cldr_translation_mlt_Latn.json",
+    ]
+    done = run(model_folder, part("bits_per_byte", "translation"))
+    assert all(len(of_model) == 2 for of_model in done.values())
+    assert not where.exists()
+
+
+def test_a_result_is_read_as_the_suite_of_today_reads_it(model_folder: Path, tmp_path: Path):
+    first = measured(model_folder, tmp_path, "topic")["cldr_topic_mlt_Latn"]
+    suite = part("topic")
+    spec = suite.tasks["topic"].model_copy(update={"metric": "acc_bytes", "random_baseline": 0.2})
+    suite = suite.model_copy(update={"tasks": {"subject": spec}})
+    again = measured(model_folder, tmp_path, suite=suite)["cldr_topic_mlt_Latn"]
+    assert (again.title, again.metric, again.random_baseline) == ("subject", "acc_bytes", 0.2)
+    assert replace(again, title="topic", metric="acc", random_baseline=0.25) == first
+    assert read_result(tmp_path / "tiny", "cldr_topic_mlt_Latn") == again
+
+
+def test_another_config_is_another_model(model_folder: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    first = measured(folder, tmp_path / "eval", "bits_per_byte", limit=2)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"transformers_version": "0"}))
+    assert measured(folder, tmp_path / "eval", "bits_per_byte", limit=2) == first
+    path.write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert measured(folder, tmp_path / "eval", "bits_per_byte", limit=2) != first
 
 
 def test_a_language_that_cldr_hardly_knows_is_refused(model_folder: Path, tmp_path: Path):

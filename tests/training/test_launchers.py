@@ -35,6 +35,26 @@ def test_options_and_settings_are_told_apart() -> None:
     )
 
 
+def test_an_evaluation_takes_options_of_its_own_behind_the_recipe() -> None:
+    words = [
+        "--hostfile",
+        "hosts",
+        "r.yaml",
+        "run",
+        "eval.limit=2",
+        "--suite=general",
+        "--languages",
+        "mt,en",
+    ]
+    command = read_command_line(words, script="launch/eval.sh", allowed=HOST_OPTIONS, passed_on=True)
+    assert command == CommandLine({"hostfile": "hosts"}, "r.yaml", words[3:])
+    assert command.settings == ["eval.limit=2"]
+    with pytest.raises(UserError, match="--num-gpus is a launcher option and goes before the recipe"):
+        read_command_line(
+            ["r.yaml", "--num-gpus=2"], script="launch/eval.sh", allowed=HOST_OPTIONS, passed_on=True
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -104,6 +104,25 @@ def test_ranks_of_a_slurm_job(
     assert command[-2:] == [QUICKSTART, *settings]
 
 
+def test_an_evaluation_has_the_ranks_of_a_training(slurm_job: Callable[..., None]) -> None:
+    slurm_job(GPUS_ON_NODE="4", CPUS_ON_NODE="16")
+    settings = ["launch.num_ranks=null"]
+    command = CommandLine({}, QUICKSTART, settings)
+    words = srun_command("eval", command, load_recipe(QUICKSTART, settings))
+    assert {"--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(words)
+    assert words[words.index("env") + 1].startswith("MASTER_PORT=")
+    assert words[-5:] == ["-m", "lape_ds.cli", "eval", QUICKSTART, *settings]
+    # vLLM divides a model by itself, over the GPUs of one node.
+    words = srun_command("eval", command, load_recipe(QUICKSTART, [*settings, "eval.backend=vllm"]))
+    assert {"--nodes=1", "--ntasks=1"} <= set(words)
+
+
+def test_a_single_task_starts_no_ranks_of_its_own(slurm_job: Callable[..., None]) -> None:
+    slurm_job(JOB_NUM_NODES="1", NTASKS_PER_NODE="1", GPUS_ON_NODE="4", CPUS_ON_NODE="16")
+    words = srun_command("eval", CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
+    assert words[-2:] == [QUICKSTART, "launch.num_ranks=1"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_cpus_of_a_task(slurm_job: Callable[..., None], stage: str) -> None:
     slurm_job(CPUS_PER_TASK="6", NTASKS_PER_NODE="1")
@@ -178,6 +197,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     for written in (
         tmp_path / "corpus/mlt_Latn/abc/state.json",
         recipe.run_dir / "checkpoints/step-00000001/x",
+        recipe.output_dir / "eval/base/cldr_topic_mlt_Latn.json",
     ):
         written.parent.mkdir(parents=True)
         written.write_text("{}", encoding="utf-8")
@@ -185,8 +205,8 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
         before = kept_work(recipe)
         with pytest.raises(UserError, match="a longer --time"):
             check_progress("corpus", recipe, before)
-    with pytest.raises(UserError, match="--stage eval, which begins anew"):
-        check_progress("eval", recipe, {})
+    with pytest.raises(UserError, match="--stage export, which begins anew"):
+        check_progress("export", recipe, {})
 
 
 @pytest.mark.parametrize(

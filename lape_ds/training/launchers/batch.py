@@ -25,7 +25,8 @@ from lape_ds.training.stopping import STOPPED
 
 SCRIPT = "launch/slurm.sbatch"
 STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
-_GOING_ON = ("train", "corpus")  # where they were interrupted; the others begin anew
+_OF_RANKS = ("train", "eval")
+_GOING_ON = ("train", "corpus", "eval")  # where they were interrupted; the others begin anew
 # Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
 _SECONDS_AFTER_FIRST = 45
 
@@ -67,11 +68,11 @@ def _wait(step: subprocess.Popen[bytes]) -> int | None:
 
 
 def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
-    """The job's one step: a rank per task, or the one process of a stage that is not training, on the first node."""
+    """The job's one step: a rank per task, or the one process of a stage that has no ranks, on the first node."""
     rest = [command.recipe, *command.overrides]
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun no longer takes it from sbatch (Slurm 22.05)
     shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
-    if stage != "train":
+    if stage not in _OF_RANKS or (stage == "eval" and recipe.eval.backend == "vllm"):
         return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, stage, *rest]
     num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     per_node = _ranks_per_node(recipe, num_nodes)
@@ -82,17 +83,13 @@ def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
         "--kill-on-bad-exit=0",  # ranks that were told to stop leave with a code of their own, one after the other
         f"--wait={_SECONDS_AFTER_FIRST}",
     ]
-    return [
-        "srun",
-        *options,
-        *shared,
-        sys.executable,
-        "-u",
-        "-m",
-        TRAINING,
-        f"--master_port={free_port()}",
-        *rest,
-    ]
+    python = [sys.executable, "-u", "-m"]
+    if stage == "eval":
+        # A single task is no rank, and would start ranks of its own.
+        alone = ["launch.num_ranks=1"] if num_nodes * per_node == 1 else []
+        command_line = ["env", f"MASTER_PORT={free_port()}", *python, COMMAND_LINE, stage, *rest, *alone]
+        return ["srun", *options, *shared, *command_line]
+    return ["srun", *options, *shared, *python, TRAINING, f"--master_port={free_port()}", *rest]
 
 
 def _ranks_per_node(recipe: Recipe, num_nodes: int) -> int:
@@ -143,9 +140,10 @@ def _with_language(command: CommandLine) -> CommandLine:
 
 
 def kept_work(recipe: Recipe) -> dict[Path, int]:
-    """What an interrupted stage goes on from: checkpoints and the state of packed texts, with the time of each."""
+    """What an interrupted stage goes on from: checkpoints, the state of packed texts, results of tasks, with the time of each."""
     packed = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
     kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
+    kept += (recipe.output_dir / "eval").glob("*/*.json")
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
@@ -169,8 +167,8 @@ def check_progress(stage: str, recipe: Recipe, before: dict[Path, int]) -> None:
     starts = 1 + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if starts > 1 and kept_work(recipe) == before:
         raise UserError(
-            f"start {starts} of this job had all its time and made no progress (no checkpoint, no text packed): it is not "
-            "queued again; submit it with a longer --time"
+            f"start {starts} of this job had all its time and made no progress (no checkpoint, packed text or measured "
+            "task): it is not queued again; submit it with a longer --time"
         )
 
 

@@ -25,25 +25,33 @@ class CommandLine:
     Attributes:
         options: Launcher options by name, without dashes.
         recipe: The recipe's path.
-        overrides: `key=value`.
+        overrides: `key=value`; of an evaluation also what else `lape-ds eval` takes.
     """
 
     options: dict[str, str]
     recipe: str
     overrides: list[str]
 
+    @property
+    def settings(self) -> list[str]:
+        """Those of `overrides` that are settings."""
+        return [word for word in self.overrides if "=" in word and not word.startswith("-")]
+
     def number(self, name: str) -> int | None:
         """The value of an option that is a number; None where it is not given."""
         return int(self.options[name]) if name in self.options else None
 
 
-def read_command_line(arguments: Sequence[str], *, script: str, allowed: Sequence[str]) -> CommandLine:
+def read_command_line(
+    arguments: Sequence[str], *, script: str, allowed: Sequence[str], passed_on: bool = False
+) -> CommandLine:
     """Takes a command line apart.
 
     Args:
         arguments: `[--option value …] RECIPE [key=value …]`; `--option=value` is read as well.
         script: What the user calls, for messages.
         allowed: Its options, without dashes.
+        passed_on: Other options behind the recipe are the stage's, which refuses what it does not know.
 
     Raises:
         UserError: An unknown option, one without its value or behind the recipe, a setting before the recipe, or no recipe.
@@ -61,7 +69,7 @@ def read_command_line(arguments: Sequence[str], *, script: str, allowed: Sequenc
     if "=" in recipe and not Path(recipe).exists():
         raise UserError(f"{recipe} stands before the recipe, where launcher options go; {_usage(script)}")
     for argument in overrides:
-        if argument.startswith("-"):
+        if argument.startswith("-") and not (passed_on and _name(argument) not in allowed):
             _refuse_behind(argument, script=script, allowed=allowed)
     return CommandLine(options, recipe, overrides)
 
@@ -69,8 +77,8 @@ def read_command_line(arguments: Sequence[str], *, script: str, allowed: Sequenc
 def _option(rest: list[str], *, script: str, allowed: Sequence[str]) -> tuple[str, str]:
     """Takes the first option and its value off `rest`."""
     written = rest.pop(0)
-    name, equals, value = written.partition("=")
-    name = name.lstrip("-").replace("-", "_")
+    _, equals, value = written.partition("=")
+    name = _name(written)
     if name not in allowed or not written.startswith("--"):
         near = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean --{near[0]}? " if near else ""
@@ -88,12 +96,15 @@ def _option(rest: list[str], *, script: str, allowed: Sequence[str]) -> tuple[st
 
 def _refuse_behind(argument: str, *, script: str, allowed: Sequence[str]) -> None:
     written = argument.partition("=")[0]
-    name = written.lstrip("-").replace("-", "_")
-    if name in allowed:
+    if _name(argument) in allowed:
         raise UserError(f"{written} is a launcher option and goes before the recipe; {_usage(script)}")
     raise UserError(
         f"unknown option {written}: behind the recipe stand its settings, key=value without dashes; before it {_listed(allowed)}"
     )
+
+
+def _name(option: str) -> str:
+    return option.partition("=")[0].lstrip("-").replace("-", "_")
 
 
 def _listed(allowed: Sequence[str]) -> str:

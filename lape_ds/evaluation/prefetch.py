@@ -1,0 +1,183 @@
+"""`lape-ds eval --prefetch`: all that an evaluation reads from a network, brought before the GPUs are booked.
+
+Beside the evaluation room's way: it asks for models and tasks by the very calls that the evaluation makes, so that there is
+no list of what they need.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from lape_ds.errors import UserError
+from lape_ds.evaluation.suites import PlannedTask
+
+
+class _Needs(NamedTuple):
+    """As the arguments of `prefetch`."""
+
+    models: Mapping[str, tuple[str, str | None]]
+    planned: Sequence[PlannedTask]
+    datasets: Mapping[str, str]
+
+
+def prefetch(
+    models: Mapping[str, tuple[str, str | None]],
+    planned: Sequence[PlannedTask],
+    *,
+    datasets: Mapping[str, str] | None = None,
+) -> None:
+    """Brings models, tokenizers, the tasks' data and sacrebleu's model, and prints a line for each.
+
+    A failure is told and the rest goes on. In the end a process that may not use the hub asks for all of it again, because
+    `datasets` does not find everything that it has fetched without a network (5.2: not what a task names by `data_files` or
+    `data_dir`). With HF_HUB_OFFLINE set this only tells what is there.
+
+    Args:
+        models: Label -> (folder or hub id, revision).
+        planned: Tasks.
+        datasets: As for `build_task`.
+
+    Raises:
+        UserError: Something is missing at the end.
+    """
+    from huggingface_hub import constants
+
+    needs = _Needs(models, planned, datasets or {})
+    advice = "mend what is told above and give the command again"
+    missing = _fetch(needs)
+    if constants.HF_HUB_OFFLINE:
+        advice = "HF_HUB_OFFLINE is set, so that nothing was fetched; unset it where there is a network"
+    elif not missing:
+        missing = [name for name, fault in _ask_without_network(needs) if _told(name, fault)]
+        advice = "they came, but are not found without a network: use local files, or evaluate with a network"
+    if missing:
+        raise UserError(
+            f"{len(missing)} of what this evaluation needs {'are' if len(missing) > 1 else 'is'} missing: {advice}"
+        )
+    print(
+        f"all is there; set HF_HUB_OFFLINE=1 to evaluate without a network, where the same HF_HOME ({constants.HF_HOME}) is seen"
+    )
+
+
+def _fetch(needs: _Needs) -> list[str]:
+    """Asks the hub for each thing and tells what came; returns what failed."""
+    _quiet(bars=sys.stderr.isatty())
+    missing: list[str] = []
+    before = _cached_bytes()
+    for name, fault in _ask(needs):
+        after = _cached_bytes()
+        if _told(name, fault):
+            missing.append(name)
+        else:
+            came = f"fetched {_size(after - before)}" if after > before else "there already"
+            print(f"{name}: {came}", flush=True)
+        before = after
+    return missing
+
+
+def _told(name: str, fault: str | None) -> bool:
+    """Whether there was a fault, which is then printed."""
+    if fault is not None:
+        print(f"{name}: MISSING, {fault}", flush=True)
+    return fault is not None
+
+
+def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
+    """Each thing's name, and what is wrong with it or None, once it has been asked for."""
+    from lape_ds.evaluation.tasks import build_task
+
+    for label, (path, revision) in needs.models.items():
+        at = f" at {revision}" if revision else ""
+        yield (
+            f"model {label} ({path}{at})",
+            _fault(lambda path=path, revision=revision: _load_tokenizer(path, revision)),
+        )
+    for one in needs.planned:
+        # The task is built with all its splits, and sacrebleu's model where it is scored by spBLEU.
+        yield f"data of {one.name}", _fault(lambda one=one: build_task(one, datasets=needs.datasets))
+
+
+def _fault(ask: Callable[[], object]) -> str | None:
+    """The user's error of a call in one line."""
+    try:
+        ask()
+    except UserError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _load_tokenizer(path: str, revision: str | None) -> None:
+    """Of a model, whose other files come with it."""
+    from lape_ds.model.loading import load_tokenizer, resolve_model  # needs torch, which data does not
+
+    load_tokenizer(resolve_model(path, revision))
+
+
+def _ask_without_network(needs: _Needs) -> list[tuple[str, str | None]]:
+    """The same in a process that may not use the hub."""
+    child = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=pickle.dumps(needs),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    return json.loads(child.stdout)
+
+
+def _cached_bytes() -> int:
+    """Of all that has come from a network so far."""
+    from datasets import config
+    from huggingface_hub import constants
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), Path(SACREBLEU_DIR) / "models"]
+    folders.append(Path(config.DOWNLOADED_DATASETS_PATH))
+    return sum(_folder_bytes(one, one.stat().st_mtime_ns) for one in folders if one.is_dir())
+
+
+@cache
+def _folder_bytes(folder: Path, _changed: int) -> int:
+    """Of a folder's files, looked at again once one came: a cache holds thousands, on a slow disk."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _size(num_bytes: int) -> str:
+    """With three digits, in a unit that fits."""
+    size = float(num_bytes)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def _quiet(*, bars: bool) -> None:
+    """Silences what is said of every task and data set, and unless they are wanted the bars, which would fill a log."""
+    import datasets
+    import huggingface_hub
+
+    datasets.logging.set_verbosity_error()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not bars:
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+
+
+def _main() -> None:
+    """The process without a network: what to ask for on stdin, its answers on stdout."""
+    _quiet(bars=False)
+    print(json.dumps(list(_ask(pickle.load(sys.stdin.buffer)))))
+
+
+if __name__ == "__main__":
+    _main()

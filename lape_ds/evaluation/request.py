@@ -1,0 +1,159 @@
+"""What `lape-ds eval` was asked, and where it is done: in this process, by ranks that are started here, or as one of them.
+
+Between the command line and the command. Needs neither torch nor the harness until it is known that this process measures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lape_ds.errors import UserError, tell_error
+from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.recipe.environment import enter_environment
+from lape_ds.training.launch import launch_evaluation
+from lape_ds.training.launchers import slurm
+from lape_ds.training.launchers.hosts import local_slots
+from lape_ds.training.stopping import StopRequest
+
+_STOPPED = "during the evaluation; finished tasks are kept, the same command goes on"
+_TIMEOUT_MINUTES = 10.0  # for models without a recipe
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """The arguments of `lape-ds eval`.
+
+    Attributes:
+        targets: Recipes, run folders, models (folder or hub id).
+        overrides: `key=value` for recipes and runs.
+        suites: Names or paths; empty: the recipe's, or `quickstart`.
+        languages: Any names; empty: those of the recipe that a suite is for.
+        output_dir: Where results go; None: `eval/` in the recipe's output folder.
+        batch_size: None: the recipe's, or 16.
+        limit: Documents per task; None: the recipe's, or all.
+        backend: None: the recipe's, or `hf`.
+        prefetch: Bring models and data to this machine and measure nothing.
+    """
+
+    targets: Sequence[str]
+    overrides: Sequence[str] = ()
+    suites: Sequence[str] = ()
+    languages: Sequence[str] = ()
+    output_dir: Path | None = None
+    batch_size: int | None = None
+    limit: int | None = None
+    backend: Literal["hf", "vllm"] | None = None
+    prefetch: bool = False
+
+    def recipe(self) -> Recipe | None:
+        """The recipe that says where and how: of the first recipe or run that is named; None for models alone.
+
+        Raises:
+            UserError: It is not valid, or there is none and what it would say is not given.
+        """
+        for target in self.targets:
+            if (path := recipe_path(target)) is not None:
+                return load_recipe(path, self.overrides)
+        if self.overrides:
+            raise UserError(
+                f"{self.overrides[0]} changes a recipe, and none is named: name a recipe or a run, or leave it out"
+            )
+        if not self.languages or self.output_dir is None:
+            raise UserError(
+                "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
+            )
+        return None
+
+    def words(self) -> list[str]:
+        """As words of a command line, which ask for the same."""
+        options = {
+            "--suite": ",".join(self.suites),
+            "--languages": ",".join(self.languages),
+            "--output": self.output_dir,
+            "--batch-size": self.batch_size,
+            "--limit": self.limit,
+            "--backend": self.backend,
+        }
+        given = [word for name, value in options.items() if value for word in (name, str(value))]
+        return [*self.targets, *self.overrides, *given, *(["--prefetch"] if self.prefetch else [])]
+
+
+def recipe_path(target: str) -> Path | None:
+    """The recipe that a target is, or that its run folder has; None for a model."""
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else None
+
+
+def run_evaluation(request: EvalRequest) -> int:
+    """Does what is asked, with as many ranks as there are GPUs here, `launch.num_ranks` says or a launcher has started.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: What is asked cannot be done. Of ranks, one tells it and all end.
+    """
+    if slurm.is_rank() or "RANK" in os.environ:
+        return _as_rank(request)
+    recipe = _recipe(request)
+    num_ranks = None if recipe is None else recipe.launch.num_ranks
+    divided = _backend(request, recipe) == "hf" and not request.prefetch
+    if divided and len(slots := local_slots(num_ranks)) > 1:
+        return launch_evaluation(request.words(), slots)
+    from lape_ds.evaluation.command import evaluate_command
+
+    with StopRequest(_STOPPED):
+        evaluate_command(request)
+    return 0
+
+
+def _recipe(request: EvalRequest) -> Recipe | None:
+    recipe = request.recipe()
+    if recipe is not None:
+        enter_environment(recipe.env)
+    return recipe
+
+
+def _backend(request: EvalRequest, recipe: Recipe | None) -> str:
+    return request.backend or ("hf" if recipe is None else recipe.eval.backend)
+
+
+def _as_rank(request: EvalRequest) -> int:
+    """Asks, as the first rank, or answers; whatever ends one rank ends all of them, in one line."""
+    with StopRequest(_STOPPED) as stop:
+        slurm.become_rank()  # first which rank this is, so that a mistake is told by one
+        from lape_ds.training import ranks
+
+        try:
+            recipe = _recipe(request)
+            stop.tell_early = ranks.tell_stopped
+            ranks.join(_TIMEOUT_MINUTES if recipe is None else recipe.launch.timeout_minutes)
+            ranks.take_device()
+            code = _ask_or_answer(request)
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
+            if ranks.world_size() > 1:
+                ranks.fail(error)
+            raise
+        ranks.end()
+        ranks.leave(code)
+
+
+def _ask_or_answer(request: EvalRequest) -> int:
+    from lape_ds.evaluation.command import evaluate_command
+    from lape_ds.evaluation.serving import TasksFailed, serve
+    from lape_ds.training import ranks
+
+    if ranks.rank() > 0:
+        return 0 if request.prefetch else serve()
+    try:
+        evaluate_command(request)
+    except TasksFailed as error:  # of which the others know: they leave in order
+        tell_error(error)
+        return 2
+    return 0

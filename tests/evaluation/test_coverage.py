@@ -1,0 +1,338 @@
+"""Every suite × language resolves in the installed harness; the language table's codes are the harness's.
+
+Tasks are built up to the download: that call alone is replaced, by rows in the data sets' own columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pytest
+
+from lape_ds import benchmarks
+from lape_ds.errors import UserError
+from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
+from lape_ds.evaluation.lm import quiet_harness
+from lape_ds.evaluation.pooled import PooledTask
+from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan, suite_names
+from lape_ds.evaluation.tasks import build_task, task_settings
+from lape_ds.languages import all_languages, find_language
+from tests.evaluation import public_data
+
+TWELVE = "mt af is cy mk lv lt sl sk et ka ne".split()
+GROUPS = ("include", "global_mmlu", "mmlu_prox")  # of up to 57 tasks each
+# The corpus's held-out text is written by the run: tests/evaluation/test_heldout.py.
+NOT_HERE = "heldout_bits_per_byte"
+pytestmark = pytest.mark.usefixtures("spbleu_model")
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets, "load_dataset", public_data.load_dataset)
+    datasets.disable_progress_bars()
+    with quiet_harness():
+        yield
+    datasets.enable_progress_bars()
+
+
+def check(planned: PlannedTask) -> None:
+    """Builds a task and everything that would be asked of its first documents."""
+    task = build_task(planned)
+    assert task.task_name == planned.name
+    assert dict(task.higher_is_better())[planned.spec.metric] == (planned.spec.direction == "higher")
+    num_fewshot = task.get_config("num_fewshot")
+    assert num_fewshot == planned.spec.num_fewshot
+    task.build_all_requests(limit=2)
+    for request in task.instances:
+        assert all(part is not None for part in request.args)
+        prompt = str(request.args[0])
+        assert "{{" not in prompt
+        assert "{{" not in str(request.args[1:])
+    assert set(task.higher_is_better()) <= set(task.aggregation())
+    assert len(task._filters) == 1
+    if planned.spec.random_baseline and task.OUTPUT_TYPE == "multiple_choice":
+        sizes = {len([one for one in task.instances if one.doc_id == number]) for number in (0, 1)}
+        if planned.title not in ("m_truthfulqa", "mela"):  # of any size; a correlation
+            assert sizes == {round(1 / planned.spec.random_baseline)}
+
+
+@pytest.mark.parametrize("language", TWELVE)
+def test_every_task_of_a_target_language_resolves(language: str, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = {
+        one.name: one for name in suite_names() for one in plan_of(name, [language]) if one.title != NOT_HERE
+    }
+    for one in planned.values():
+        check(one)
+    with capsys.disabled():
+        print(f"\n{language}: {len(planned)} tasks", end="")
+
+
+def plan_of(name: str, languages: list[str]) -> list[PlannedTask]:
+    """Of a suite; none where the suite has nothing for them."""
+    try:
+        return plan(load_suite(name), languages)
+    except UserError as error:
+        assert "has no task for" in str(error)
+        return []
+
+
+def test_general_resolves() -> None:
+    planned = plan(load_suite("general"), ["en"])
+    assert len(planned) == 8
+    for one in planned:
+        check(one)
+
+
+def test_mmlu_is_one_task_of_57_subjects() -> None:
+    one = plan(load_suite("general"), ["en"])[0]
+    task = build_task(one)
+    assert isinstance(task, PooledTask)
+    assert len(task.members) == 57
+    assert len(task.eval_docs) == 57 * 6
+    assert len({document["harness_task"] for document in task.eval_docs[:57]}) == 57  # a limit takes of all
+    context = task.fewshot_context(task.eval_docs[0], 5)
+    assert context.startswith(
+        "The following are multiple choice questions (with answers) about abstract algebra."
+    )
+    assert context.count("Answer:") == 6
+
+
+def test_every_task_of_the_other_languages_resolves() -> None:
+    """Groups in one language each: their members differ in nothing else, and 42 × 57 of them take minutes."""
+    suite = load_suite("monolingual")
+    codes = [language.code for language in all_languages()]
+    built: Counter[str] = Counter()
+    for one in plan(suite, codes):
+        if one.title == NOT_HERE or (one.title in GROUPS and built[one.title]):
+            continue
+        if built[one.title] < 6 or one.title in GROUPS:
+            check(one)
+            built[one.title] += 1
+    assert set(built) == set(suite.tasks) - {NOT_HERE}
+
+
+def test_every_planned_name_is_in_the_harness_and_read_as_it_says() -> None:
+    """All languages, without building."""
+    index = all_tasks()
+    planned = [
+        one
+        for one in plan(load_suite("monolingual"), [one.code for one in all_languages()])
+        if one.title != NOT_HERE
+    ]
+    assert len(planned) > 1500
+    for one in planned:
+        assert one.harness_task in index, one
+        found = default_metric(one.harness_task, one.spec.metric, where=one.title)
+        assert found == (one.spec.metric, one.spec.direction)
+
+
+# A column of the language table -> the harness's task names, whose group is the code.
+COLUMNS = {
+    "belebele": r"belebele_([a-z]{3}_[A-Z][a-z]{3})",
+    "multiblimp": r"multiblimp_([a-z]{3})",
+    "global_piqa_parallel": r"global_piqa_parallel_cloze_([a-z_]+)",
+    "global_piqa_nonparallel": r"global_piqa_nonparallel_cloze_([a-z_]+)",
+    "include": r"include_base_44_([a-z]+|north_macedonian)",
+    "global_mmlu": r"global_mmlu_full_([a-z]{2,3})",
+    "mmlu_prox": r"mmlu_prox_lite_([a-z]{2})",
+    "m_mmlu": r"m_mmlu_([a-z]{2})",
+    "m_arc": r"arc_([a-z]{2})",
+    "m_hellaswag": r"hellaswag_([a-z]{2})",
+    "m_truthfulqa": r"truthfulqa_([a-z]{2})_mc1",
+}
+# Languages of the harness that the table does not have (yet), and Global-PIQA's further regions.
+NOT_OURS = {
+    "multiblimp": "aln apu aqz azz bor bua chu egy frm fro got grc hbo hbs hit hyw koi kpv krl kxh nhi olo orv ota tpn "
+    "ttc urb vep xcl xpg",
+    "global_piqa_parallel": "afb_arab arq_arab bcc_arab bra_deva bxr_cyrl ckm_latn cls_deva dhd_deva ekp_latn idu_latn "
+    "iso_latn kan_latn nag_latn rwr_deva swv_deva tam_latn tel_latn urh_latn",
+    "global_piqa_nonparallel": "afb_arab arq_arab bcc_arab bra_deva bsk_arab btx_latn ckm_latn cls_deva dhd_deva ekp_latn "
+    "idu_latn iso_latn kan_latn nag_latn rwr_deva swv_deva tam_latn tel_latn urh_latn",
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_of_the_language_table_is_the_harness_s(column: str) -> None:
+    ours = {getattr(language, column) for language in all_languages()} - {None}
+    theirs = {match[1] for name in all_tasks() if (match := re.fullmatch(COLUMNS[column], name))}
+    regional = {code for code in theirs if re.fullmatch(r"[a-z]{3}_[a-z]{4}_[a-z]{4}", code)}
+    regional -= set(benchmarks.GLOBAL_PIQA_REGION.values())
+    assert ours == theirs - set(NOT_OURS.get(column, "").split()) - regional
+
+
+def test_a_code_belongs_to_the_language_that_it_names() -> None:
+    for column in (
+        "belebele",
+        "global_mmlu",
+        "mmlu_prox",
+        "m_mmlu",
+        "m_arc",
+        "m_hellaswag",
+        "m_truthfulqa",
+        "multiblimp",
+    ):
+        for language in all_languages():
+            code = getattr(language, column)
+            assert code is None or find_language(code) is language, (column, code)
+
+
+def test_estonian_and_romanised_nepali_have_belebele_s_codes() -> None:
+    """Belebele writes Estonian `est`, FLORES+ `ekk`; Nepali in Latin letters is another row."""
+    suite = load_suite("monolingual")
+    names = {
+        one.language: one.harness_task
+        for one in plan(suite, ["ekk", "npi", "npi_Latn"])
+        if one.title == "belebele"
+    }
+    assert names == {
+        "ekk_Latn": "belebele_est_Latn",
+        "npi_Deva": "belebele_npi_Deva",
+        "npi_Latn": "belebele_npi_Latn",
+    }
+
+
+def own_suite(tmp_path: Path, *tasks: str) -> Suite:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\ntasks:\n" + "".join(f"  {task}\n" for task in tasks), encoding="utf-8")
+    return load_suite(path)
+
+
+def test_any_task_of_the_harness_is_one_line(tmp_path: Path) -> None:
+    suite = own_suite(
+        tmp_path,
+        "mmlu:",
+        "hellaswag: {task: hellaswag, metric: acc_norm, num_fewshot: 2}",
+        "gsm8k:",
+        "xnli: xnli",
+    )
+    read = {title: (one.metric, one.direction, one.num_fewshot) for title, one in suite.tasks.items()}
+    assert read == {
+        "mmlu": ("acc", "higher", None),
+        "hellaswag": ("acc_norm", "higher", 2),
+        "gsm8k": ("exact_match", "higher", None),
+        "xnli": ("acc", "higher", None),
+    }
+    planned = {one.title: one for one in plan(suite, ["en"])}
+    assert len(build_task(planned["mmlu"]).eval_docs) == 57 * 6
+    gsm8k = build_task(planned["gsm8k"])
+    assert gsm8k.get_config("num_fewshot") == 5  # its own
+    assert [one.name for one in gsm8k._filters] == ["strict-match"]  # its first
+
+
+def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"suite task 'mmul' .*own\.yaml:3.*no task 'mmul', did you mean 'mmlu'\?"
+    ):
+        own_suite(tmp_path, "mmul:")
+    belebele = '"belebel_{belebele}"'
+    suite = own_suite(tmp_path, f"belebele: {{task: {belebele}, metric: acc, direction: higher}}")
+    with pytest.raises(
+        UserError, match=r"'belebele': no task 'belebel_mlt_Latn', did you mean 'belebele_mlt_Latn'\?"
+    ):
+        build_task(plan(suite, ["mt"])[0])
+
+
+def test_the_harness_s_own_flores_is_refused_for_what_reads_its_successor(tmp_path: Path) -> None:
+    """`facebook/flores` is a script, which `datasets` no longer runs."""
+    suite = own_suite(
+        tmp_path, 'flores: {task: "flores_afr_Latn-eng_Latn_prompt_1", metric: chrf, direction: higher}'
+    )
+    with pytest.raises(
+        UserError, match=r"facebook/flores no longer loads; name flores_from_english and flores_to_english"
+    ):
+        build_task(plan(suite, ["af"])[0])
+
+
+def test_a_filter_is_chosen_by_name(tmp_path: Path) -> None:
+    for name in ("flexible-extract", "loose"):
+        suite = own_suite(tmp_path, f"gsm8k: {{task: gsm8k, metric: exact_match, filter: {name}}}")
+        one = plan(suite, ["en"])[0]
+        if name == "loose":
+            with pytest.raises(UserError, match=r"has no filter 'loose' but strict-match, flexible-extract"):
+                build_task(one)
+        else:
+            assert [filters.name for filters in build_task(one)._filters] == [name]
+
+
+@pytest.mark.parametrize("title", ["hellaswag", "mmlu", "winogrande"])
+def test_examples_are_the_same_on_any_number_of_ranks(title: str) -> None:
+    """The harness's default sampler draws for each document from one stream, so that a rank's prompts depend on its share."""
+    one = {one.title: one for one in plan(load_suite("general"), ["en"])}[title]
+
+    def prompts(rank: int, world_size: int) -> dict[int, list[str]]:
+        task = build_task(one)
+        task.build_all_requests(rank=rank, world_size=world_size)
+        found: dict[int, list[str]] = {}
+        for request in task.instances:
+            found.setdefault(request.doc_id, []).append(request.args)
+        return found
+
+    alone = prompts(0, 1)
+    assert len(alone) > 20
+    assert prompts(0, 2) | prompts(1, 2) == alone
+
+
+def test_more_examples_than_there_are_is_refused(tmp_path: Path) -> None:
+    suite = own_suite(tmp_path, "mmlu: {task: mmlu, num_fewshot: 7}")
+    with pytest.raises(UserError, match=r"num_fewshot 7, but mmlu_abstract_algebra has 6 different examples"):
+        build_task(plan(suite, ["en"])[0])
+
+
+def test_a_group_of_unlike_tasks_is_refused(tmp_path: Path) -> None:
+    suite = own_suite(tmp_path, "bench: {task: afrobench, metric: acc, direction: higher}")
+    with pytest.raises(UserError, match=r"'bench'.*"):
+        build_task(plan(suite, ["en"])[0])
+
+
+def test_a_local_copy_stands_in_for_a_built_in_task_s_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `datasets`' own `load_dataset`; the path is the user's, whatever folder the harness reads it from."""
+    monkeypatch.undo()
+    rows = public_data.load_dataset("facebook/belebele")["test"]
+    rows.to_json(tmp_path / "belebele" / "test.jsonl")
+    one = next(one for one in plan(load_suite("monolingual"), ["et"]) if one.title == "belebele")
+    monkeypatch.chdir(tmp_path)
+    for copy in ("belebele", "belebele/test.jsonl", str(tmp_path / "belebele")):
+        task = build_task(one, datasets={"facebook/belebele": copy})
+        assert [row["question"] for row in task.eval_docs] == rows["question"]
+    with pytest.raises(
+        UserError, match=r"suite task 'belebele': no folder or file nowhere \(from `eval.datasets`"
+    ):
+        build_task(one, datasets={"facebook/belebele": "nowhere"})
+
+
+def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    planned = {one.title: one for one in plan(load_suite("monolingual"), ["et"])}
+    for title, dataset in (
+        ("belebele", "facebook/belebele est_Latn"),
+        ("flores_bits_per_byte", r"openlanguagedata/flores_plus \(ekk_Latn\)"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"cannot reach hub data set {dataset}.*HF_HUB_OFFLINE, or give local files"
+        ) as caught:
+            build_task(planned[title])
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_tell_what_decides_a_number(tmp_path: Path) -> None:
+    """And nothing that differs from process to process."""
+    one = {one.title: one for one in plan(load_suite("general"), ["en"])}["hellaswag"]
+    settings = task_settings(one, build_task(one))
+    assert settings == task_settings(one, build_task(one))
+    fewer = replace(one, spec=one.spec.model_copy(update={"num_fewshot": 3}))
+    changed = task_settings(fewer, build_task(fewer))
+    assert {key for key in settings if settings[key] != changed[key]} == {
+        "num_fewshot",
+        "fewshot_sha256",
+        "task_sha256",
+    }

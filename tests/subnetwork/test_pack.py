@@ -1,0 +1,165 @@
+"""Language packs on every architecture: exact there and back, and refused where they do not belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lape_ds.errors import UserError
+from lape_ds.subnetwork.entries import entry_masks
+from lape_ds.subnetwork.pack import Pack, neuron_vectors
+from tests.tiny_models import MIXTURES, MODEL_TYPES, tiny_model
+
+BASE = "b" * 64
+NEURONS = [(0, 0), (0, 22), (2, 5), (2, 7), (2, 13)]  # none in layer 1
+EXPERT_NEURONS = [(0, 0), (0, 22), (0, 23), (0, 70), (2, 91)]
+
+
+def trained(model: PreTrainedModel, neurons: torch.Tensor) -> PreTrainedModel:
+    """A copy in which every entry of the mask is another number, and nothing else."""
+    other = type(model)(model.config).to(model.dtype)
+    other.load_state_dict(model.state_dict())
+    named = dict(other.named_parameters())
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, mask in entry_masks(other, neurons).items():
+            noise = 1 + torch.rand(named[name].shape, generator=generator).to(model.dtype)
+            named[name] += mask.keep_only(noise)
+    return other
+
+
+def pack_of(base: PreTrainedModel, other: PreTrainedModel, neurons: torch.Tensor) -> Pack:
+    return Pack(
+        neurons=neurons,
+        new=neuron_vectors(other, neurons),
+        base=neuron_vectors(base, neurons),
+        base_fingerprint=BASE,
+        base_model="tiny",
+        languages=("mlt_Latn",),
+        origin={"step": 3},
+    )
+
+
+def neurons_of(model_type: str) -> torch.Tensor:
+    return torch.tensor(EXPERT_NEURONS if model_type in MIXTURES else NEURONS, dtype=torch.int32)
+
+
+def same_bits(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(first.view(torch.uint8), second.view(torch.uint8)) for first, second in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_there_and_back(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    neurons = neurons_of(model_type)
+    base, model = (tiny_model(model_type, dtype=dtype) for _ in range(2))
+    other = trained(base, neurons)
+    assert not same_bits(base, other)
+    pack_of(base, other, neurons).save(tmp_path / "pack.safetensors")
+    pack = Pack.load(tmp_path / "pack.safetensors")
+    assert pack.num_entries == sum(mask.num_entries for mask in entry_masks(base, neurons).values())
+    assert torch.equal(pack.neurons, neurons)
+    assert (pack.languages, pack.origin, pack.base_model) == (("mlt_Latn",), {"step": 3}, "tiny")
+    for _ in range(2):
+        pack.apply(model, base_fingerprint=BASE)
+        assert same_bits(model, other)
+        pack.revert(model)
+        assert same_bits(model, base)
+
+
+def test_signs_of_zero_and_nan_survive(tmp_path: Path) -> None:
+    neurons = neurons_of("llama")
+    base, other = tiny_model("llama"), tiny_model("llama")
+    for model, value in ((base, -0.0), (other, float("nan"))):
+        with torch.no_grad():
+            dict(model.named_parameters())["model.layers.0.mlp.down_proj.weight"][:, 22] = value
+    pack_of(base, other, neurons).save(tmp_path / "pack.safetensors")
+    pack = Pack.load(tmp_path / "pack.safetensors")
+    model = trained(base, neurons)
+    model.load_state_dict(base.state_dict())
+    pack.apply(model, base_fingerprint=BASE)
+    assert same_bits(model, other)
+    pack.revert(model)
+    assert same_bits(model, base)
+
+
+@pytest.fixture
+def fitting() -> tuple[Pack, PreTrainedModel]:
+    neurons = neurons_of("llama")
+    base = tiny_model("llama")
+    return pack_of(base, trained(base, neurons), neurons), base
+
+
+def apply(pack: Pack, model: PreTrainedModel) -> None:
+    pack.apply(model, base_fingerprint=BASE)
+
+
+def apply_to_other_weights(pack: Pack, model: PreTrainedModel) -> None:
+    pack.apply(model, base_fingerprint="c" * 64)
+
+
+def apply_twice(pack: Pack, model: PreTrainedModel) -> None:
+    apply(pack, model)
+    apply(pack, model)
+
+
+def apply_to_a_changed_base(pack: Pack, model: PreTrainedModel) -> None:
+    """One entry of the last weight that is looked at: nothing may have been written before it is."""
+    with torch.no_grad():
+        dict(model.named_parameters())["model.layers.2.mlp.down_proj.weight"][3, 13] += 1e-6
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        apply(pack, model)
+    finally:
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def apply_to_a_rounded_base(pack: Pack, model: PreTrainedModel) -> None:
+    apply(pack, model.to(torch.bfloat16).to(torch.float32))  # pyright: ignore[reportArgumentType]
+
+
+def apply_to_a_smaller_model(pack: Pack, model: PreTrainedModel) -> None:
+    apply(pack, tiny_model("llama", num_hidden_layers=2))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            apply_to_other_weights,
+            "is of another base model: made on tiny with weights b{16}, this model's are c{16}",
+        ),
+        (apply_twice, "gate_proj.weight does not hold the base's values: .*holds a pack already"),
+        (Pack.revert, "does not hold the pack's values: .*does not hold this pack"),
+        (apply_to_a_changed_base, "layers.2.mlp.down_proj.weight does not hold the base's values"),
+        (apply_to_a_rounded_base, r"rounded to another dtype than that of the training \(float32\)"),
+        (apply_to_a_smaller_model, r"neuron \(layer 2, index 5\) is not in this model"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    act: Callable[[Pack, PreTrainedModel], None], message: str, fitting: tuple[Pack, PreTrainedModel]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        act(*fitting)
+
+
+def test_damaged_files_are_refused(fitting: tuple[Pack, PreTrainedModel], tmp_path: Path) -> None:
+    path = tmp_path / "pack.safetensors"
+    with pytest.raises(UserError, match=r"no such file.*`lape-ds pack make RUN` writes"):
+        Pack.load(path)
+    fitting[0].save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    with pytest.raises(UserError, match="is damaged: its content is not what was written"):
+        Pack.load(path)
+    path.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="is not a readable safetensors file"):
+        Pack.load(path)
+    path.write_bytes(whole.replace(b"language pack", b"neurons of all"[:13]))
+    with pytest.raises(UserError, match="is not a file of language pack"):
+        Pack.load(path)
