@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _PRELOADED = [
 ]
 
 
-def context() -> multiprocessing.context.ForkServerContext:
+def context() -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(_PRELOADED)
     return found

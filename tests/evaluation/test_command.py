@@ -18,7 +18,7 @@ from lape_ds.evaluation.request import EvalRequest
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
-from lape_ds.subnetwork.pack import Pack, neuron_vectors
+from lape_ds.subnetwork.pack import Pack, Vectors, neuron_vectors
 
 RECIPE = """\
 name: tiny
@@ -162,7 +162,9 @@ def test_a_language_pack_is_measured_as_the_exported_model(
     neurons = torch.tensor([[0, 1], [0, 5], [1, 3]], dtype=torch.int32)
     model = load_model(model_folder, dtype="float32", attn_implementation="sdpa")
     base = neuron_vectors(model, neurons)
-    new = {layer: {part: 2 * values for part, values in parts.items()} for layer, parts in base.items()}
+    new: Vectors = {
+        layer: {part: 2 * values for part, values in parts.items()} for layer, parts in base.items()
+    }
     pack = Pack(neurons, new, base, fingerprint(model_folder), str(model_folder), ("mlt_Latn",), {})
     path = tmp_path / "run" / "pack.safetensors"
     pack.save(path)

@@ -92,25 +92,6 @@ def test_multiple_choice_equals_the_log_likelihood_by_hand(model_folder: Path, t
     assert result.scores["acc_bytes"].value == pytest.approx(right_per_byte / 6)
 
 
-def test_a_choice_that_the_tokenizer_joins_to_the_context_is_scored(model_folder: Path, tmp_path: Path):
-    """From the first piece that differs; the harness would fail, and with it the task."""
-    measured(model_folder, tmp_path, "topic", languages=["eng"], limit=40)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    samples = (tmp_path / "tiny" / "samples" / "cldr_topic_eng_Latn.jsonl").read_text(encoding="utf-8")
-    joined = 0
-    for line in samples.splitlines():
-        sample = json.loads(line)
-        for (context, choice), reply in zip(sample["arguments"], sample["resps"], strict=True):
-            own, whole = tokenizer(context).input_ids, tokenizer(context + choice).input_ids
-            if len(whole) <= len(own):
-                joined += 1
-                start = next((n for n, token in enumerate(whole) if token != own[n]), len(whole) - 1)
-                assert reply[0][0] == pytest.approx(
-                    by_hand(model_folder, whole[:start], whole[start:]), rel=1e-4
-                )
-    assert joined
-
-
 @pytest.mark.parametrize("folder_name", ["model_folder", "no_bos_folder"])
 def test_bits_per_byte_equals_the_log_likelihood_by_hand(
     folder_name: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -19,6 +19,7 @@ from lape_ds.evaluation.serving import RequestsFailed, ServedModel, divide, serv
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint
 from tests.evaluation.eval_ranks import Job
+from tests.evaluation.test_harness import by_hand
 
 WRITING = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
 
@@ -147,6 +148,25 @@ def test_what_is_written_does_not_depend_on_the_batch(folder_name: str, request:
     assert len(set(expected)) > 1
     for batch_size in (1, 9):
         assert alone(folder, batch_size)["generate_until"] == expected
+
+
+def test_a_continuation_that_the_tokenizer_joins_to_the_context_is_scored(model_folder: Path):
+    """From the first piece that differs; the harness would fail, and with it the task."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    pairs = [(text[:cut], text[cut : cut + 2]) for text in texts(9) for cut in range(9, 50)]
+    joined: list[tuple[Any, ...]] = []
+    expected = []
+    for context, continuation in pairs:
+        own, whole = tokenizer(context).input_ids, tokenizer(context + continuation).input_ids
+        if len(whole) <= len(own) and not context.endswith(" "):
+            joined.append((context, continuation))
+            start = next((n for n, token in enumerate(whole) if token != own[n]), len(whole) - 1)
+            expected.append(by_hand(model_folder, whole[:start], whole[start:]))
+    assert joined
+    with ServedModel() as model:
+        model.load(source(str(model_folder)), ModelSettings(), weights=fingerprint(model_folder))
+        found = answers(model, {"loglikelihood": joined})["loglikelihood"]
+    assert [score for score, _ in found] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_checkpoints_own_way_of_writing_is_not_used(model_folder: Path, tmp_path: Path):
