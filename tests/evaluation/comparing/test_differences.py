@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lape_ds.evaluation.comparing.statistics import Array, mcnemar, resamplings
 from tests.evaluation.comparing.simulated import Draw, bits_alike, right_or_wrong, translations_alike
 
 NUM_RESAMPLES, SEED = 400, 5
-Places = NDArray[np.int64]  # of documents that are drawn
+Places = NDArray[Any]  # int, of documents that are drawn
 
 
 def one_model(paired: Paired, model: int = 0) -> Paired:
