@@ -35,7 +35,10 @@ class _Difference:
 
 def common_settings(result: TaskResult) -> dict[str, Any]:
     """What a result's score is decided by, beside the model."""
-    return {key: value for key, value in result.settings.items() if key not in MODEL_SETTINGS}
+    settings = {key: value for key, value in result.settings.items() if key not in MODEL_SETTINGS}
+    # Where a text lies decides nothing: held-out text lies in each output folder. Which text it is, its hash tells.
+    metadata = {key: value for key, value in settings.get("metadata", {}).items() if key != "path"}
+    return settings | {"metadata": metadata}
 
 
 def model_settings(result: TaskResult) -> dict[str, Any]:

@@ -248,7 +248,9 @@ class _Pool:
         num_resamples: int,
     ) -> None:
         self._weights = weights
-        self._scores = sum(weight * observed[name].scores for name, weight in weights.items())
+        self._scores: Array = np.sum(
+            [weight * observed[name].scores for name, weight in weights.items()], axis=0
+        )
         # Tasks of one size are resampled together, so their influences add up document by document.
         self._influences: dict[int, Array] = {}
         for name, weight in weights.items():
@@ -269,8 +271,7 @@ class _Pool:
 
     def estimates(self) -> list[Estimate]:
         """For each model."""
-        sizes = self._influences.items()
-        variances = sum((moved**2).sum(axis=0) / (size * (size - 1)) for size, moved in sizes)
-        scale = sum((moved**2).mean(axis=0) for _, moved in sizes)
-        t = studentised(self._distances, self._variances, scale)
+        squares = {size: (moved**2).mean(axis=0) for size, moved in self._influences.items()}
+        variances: Array = np.sum([square / (size - 1) for size, square in squares.items()], axis=0)
+        t = studentised(self._distances, self._variances, np.sum(list(squares.values()), axis=0))
         return _intervals(self._scores, variances, t)

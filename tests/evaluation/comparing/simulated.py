@@ -53,7 +53,7 @@ def bits_rare(rng: np.random.Generator, size: int, *, gain: float = 0.0) -> Pair
 def _bits(rng: np.random.Generator, per_byte: Array) -> Paired:
     """Documents of log-normal length and about 1.2 bits a byte, and models that differ from it, `[models, documents]`."""
     size = per_byte.shape[1]
-    lengths = np.round(np.exp(rng.normal(5, 0.7, size=size))) + 1
+    lengths = np.rint(np.exp(rng.normal(5, 0.7, size=size))) + 1
     base = lengths * rng.gamma(36, 1.2 / 36, size=size)
     models = base + lengths * per_byte
     return Paired(
@@ -80,7 +80,7 @@ _MADE_UP = 0.01166
 
 
 def _translations(rng: np.random.Generator, size: int, changed: Callable[[Array], Array]) -> Paired:
-    lengths = np.round(np.exp(rng.normal(4.7, 0.6, size=size))) + 10
+    lengths = np.rint(np.exp(rng.normal(4.7, 0.6, size=size))) + 10
     ease = rng.beta(8, 3, size=size)
     base = _segments(rng, lengths, ease + rng.normal(0, 0.05, size=size))
     quality = changed(ease + rng.normal(0, 0.05, size=(NUM_MODELS, size)))

@@ -49,9 +49,13 @@ def test_a_row_has_the_difference_the_exact_p_and_the_documents_behind_it(tmp_pa
     assert one.estimate.p == one.p_holm == mcnemar(gained, 0)
     assert (row.base, one.verdict) == (sum(right) / 200, "better")
     assert found.means == []  # one task is its own mean
-    assert found.settings == {
-        row.name: {k: v for k, v in SETTINGS.items() if k not in ("model_fingerprint", "tokenizer_sha256")}
-    }
+    told = found.settings[row.name]
+    assert (told["dtype"], told["metadata"], told["versions"]) == (
+        "float32",
+        {"language": "mlt_Latn"},
+        VERSIONS,
+    )
+    assert "model_fingerprint" not in told
     assert found.model_settings["run"] == {"model_fingerprint": "ab", "tokenizer_sha256": "cd"}
 
 
@@ -186,6 +190,11 @@ VERSIONS: dict[str, str] = SETTINGS["versions"]
             changed_result(settings=SETTINGS | {"versions": VERSIONS | {"lm-eval": "0.5.0"}}),
             "versions.lm-eval 0.4.13 against 0.5.0",
         ),
+        (changed_result(settings=SETTINGS | {"documents_sha256": "gh"}), "documents_sha256 ef against gh"),
+        (
+            changed_result(settings=SETTINGS | {"metadata": {"language": "x"}}),
+            "metadata.language mlt_Latn against x",
+        ),
         (changed_result(requests_sha256="f" * 64), f"requests_sha256 .* against {'f' * 39}…"),
         (changed_result(num_documents=21), "num_documents 20 against 21"),
         (changed_result(random_baseline=0.5), "random_baseline 0.25 against 0.5"),
@@ -227,6 +236,13 @@ def test_of_many_differences_the_number_is_told(tmp_path: Path):
             )
     with pytest.raises(UserError, match=r"dtype float32 against bfloat16 \(and 2 more\)"):
         compared(tmp_path)
+
+
+def test_the_same_text_may_lie_elsewhere(tmp_path: Path):
+    elsewhere = {"metadata": {"language": "mlt_Latn", "path": "/other/mlt_Latn.jsonl"}}
+    write_task(tmp_path / "base", answers(20, right=0.5, seed=0))
+    write_task(tmp_path / "run", answers(20, right=0.5, seed=0), settings=SETTINGS | elsewhere)
+    assert len(compared(tmp_path).tasks) == 1
 
 
 def test_models_and_tokenizers_may_differ(tmp_path: Path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lape_ds.evaluation.comparing import statistics
 from lape_ds.evaluation.comparing.differences import MIN_DIFFERING, Paired, estimate
@@ -14,6 +16,7 @@ from lape_ds.evaluation.comparing.statistics import Array, mcnemar, resamplings
 from tests.evaluation.comparing.simulated import Draw, bits_alike, right_or_wrong, translations_alike
 
 NUM_RESAMPLES, SEED = 400, 5
+Places = NDArray[Any]  # int, of documents that are drawn
 
 
 def one_model(paired: Paired, model: int = 0) -> Paired:
@@ -24,12 +27,12 @@ def mean_of(values: Array) -> Array:
     return np.stack([values, np.ones_like(values)], axis=-1)
 
 
-def difference(paired: Paired, chosen: Array) -> float:
+def difference(paired: Paired, chosen: Places) -> float:
     model = paired.measure.value(paired.models[0][chosen].sum(axis=0))
     return float(model - paired.measure.value(paired.base[chosen].sum(axis=0)))
 
 
-def standard_error(paired: Paired, chosen: Array, influence: Array) -> float:
+def standard_error(paired: Paired, chosen: Places, influence: Array) -> float:
     """Of documents that are drawn: of a ratio by its residuals, else by what each document moves in the data."""
     if paired.measure.value is ratio:
         moved = paired.models[0][chosen, 0] - paired.base[chosen, 0]
@@ -45,8 +48,8 @@ def by_loop(paired: Paired) -> tuple[float, float, float]:
     size = len(paired.base)
     everything = np.arange(size)
     whole = difference(paired, everything)
-    influence = [(size - 1) * (whole - difference(paired, np.delete(everything, k))) for k in range(size)]
-    influence = np.array(influence) - np.mean(influence)
+    without = [difference(paired, np.delete(everything, k)) for k in range(size)]
+    influence = (size - 1) * (np.mean(without, dtype=np.float64) - np.array(without, dtype=np.float64))
     error = standard_error(paired, everything, influence)
     t = []
     for counts in np.concatenate(list(resamplings(size, num_resamples=NUM_RESAMPLES, seed=SEED))):
@@ -80,6 +83,7 @@ def test_right_or_wrong_has_the_exact_p_and_an_interval_that_agrees():
             lost = int(((model[:, 0] == 0) & (paired.base[:, 0] == 1)).sum())
             assert (one.gained, one.lost, one.p) == (gained, lost, mcnemar(gained, lost))
             assert one.half_width is not None
+            assert one.p is not None
             assert (one.p <= 0.05) == (abs(one.difference) > one.half_width)
             not_shown += one.p > 0.05
     assert 10 < not_shown < 50  # of 60: both kinds were there

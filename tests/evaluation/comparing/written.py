@@ -22,6 +22,8 @@ SETTINGS: dict[str, Any] = {
     "limit": None,
     "max_length": 4096,
     "num_fewshot": 0,
+    "metadata": {"language": "mlt_Latn", "path": "eval/heldout/mlt_Latn.jsonl"},
+    "documents_sha256": "ef",
     "versions": {"lm-eval": "0.4.13", "transformers": "5.23.0", "lape-ds": "0.5.0"},
 }
 
