@@ -157,19 +157,14 @@ class Pack:
             torch.stack([torch.full_like(values, layer), values], dim=1) for layer, values in index.items()
         ]
 
-        def side(name: _Side) -> Vectors:
-            keys = {
-                layer: {part: f"layers.{layer}.{part}.{name}" for part in _PROJECTIONS} for layer in layers
-            }
-            return {
-                layer: {part: tensors[key] for part, key in of_layer.items() if key in tensors}
-                for layer, of_layer in keys.items()
-            }
+        def vectors(layer: int, side: _Side) -> dict[Projection, Tensor]:
+            names: dict[Projection, str] = {part: f"layers.{layer}.{part}.{side}" for part in _PROJECTIONS}
+            return {part: tensors[name] for part, name in names.items() if name in tensors}
 
         return cls(
             neurons=torch.cat(neurons).int(),
-            new=side("new"),
-            base=side("base"),
+            new={layer: vectors(layer, "new") for layer in layers},
+            base={layer: vectors(layer, "base") for layer in layers},
             base_fingerprint=metadata["base_fingerprint"],
             base_model=metadata["base_model"],
             languages=tuple(json.loads(metadata["languages"])),

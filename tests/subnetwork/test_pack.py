@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,14 +22,13 @@ EXPERT_NEURONS = [(0, 0), (0, 22), (0, 23), (0, 70), (2, 91)]
 
 def trained(model: PreTrainedModel, neurons: torch.Tensor) -> PreTrainedModel:
     """A copy in which every entry of the mask is another number, and nothing else."""
-    other = type(model)(model.config).to(model.dtype)
-    other.load_state_dict(model.state_dict())
+    other = copy.deepcopy(model)
     named = dict(other.named_parameters())
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, mask in entry_masks(other, neurons).items():
             noise = 1 + torch.rand(named[name].shape, generator=generator).to(model.dtype)
-            named[name] += mask.keep_only(noise)
+            named[name].add_(mask.keep_only(noise))
     return other
 
 
@@ -80,8 +80,7 @@ def test_signs_of_zero_and_nan_survive(tmp_path: Path) -> None:
             dict(model.named_parameters())["model.layers.0.mlp.down_proj.weight"][:, 22] = value
     pack_of(base, other, neurons).save(tmp_path / "pack.safetensors")
     pack = Pack.load(tmp_path / "pack.safetensors")
-    model = trained(base, neurons)
-    model.load_state_dict(base.state_dict())
+    model = copy.deepcopy(base)
     pack.apply(model, base_fingerprint=BASE)
     assert same_bits(model, other)
     pack.revert(model)
