@@ -81,11 +81,17 @@ def local_arguments(dataset: str, config: str | None, splits: Sequence[str], *, 
         raise UserError(
             f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)"
         )
-    if not (path / "README.md").is_file():  # whose header would list the configs
-        found = {split: _named(path, config, split) for split in splits}
-        if all(found.values()):
-            return _files(found, where=where)
-    return {"path": str(path), "name": config}
+    if (path / "README.md").is_file():  # whose header lists the configs
+        return {"path": str(path), "name": config}
+    found = {split: _named(path, config, split) for split in splits}
+    for split, files in found.items():
+        if not files:
+            named = split if config is None else f"{config} and {split}"
+            raise UserError(
+                f"{where}: no file under {dataset} is named by {named}, and no README.md lists its configs: "
+                f"download the whole data set, or name files as {split}/{config or 'data'}.parquet"
+            )
+    return _files(found, where=where)
 
 
 def _named(folder: Path, config: str | None, split: str) -> list[Path]:

@@ -1,7 +1,7 @@
 """A group or tag of the harness as one task: the documents of all its members, each prompted and scored by its own.
 
-In the evaluation room, between the harness's tasks and `tasks.py`. MMLU's 57 subjects are one line of a table, one file of samples
-and one unit of a comparison. Every document weighs alike, as in the harness's groups with `weight_by_size`, its default.
+In the evaluation room, between the harness's tasks and `tasks.py`. MMLU's 57 subjects are one line of a table, one file of
+samples and one unit of a comparison. Every document weighs alike, as in the harness's groups with `weight_by_size`, its default.
 """
 
 from __future__ import annotations

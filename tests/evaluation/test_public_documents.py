@@ -125,7 +125,8 @@ def test_flores_scores_are_sacrebleu_s_over_what_the_model_writes(data: Path, fo
     result, samples = measured(folder, part(data, flores_from_english="flores_plus"), tmp_path)
     english, maltese = (lines(language, 0, 6) for language in ("en", "mt"))
     shown = "".join(
-        f"English: {a}\nMaltese: {b}\n\n" for a, b in list(zip(english, maltese, strict=True))[:5]
+        f"English: {a.strip()}\nMaltese: {b.strip()}\n\n"
+        for a, b in list(zip(english, maltese, strict=True))[:5]
     )
     sources, references = lines("en", 100, NUM), lines("mt", 100, NUM)
     prompts = [f"{shown}English: {source.strip()}\nMaltese:" for source in sources]
@@ -226,7 +227,7 @@ def test_a_folder_with_a_header_is_read_by_its_configs(data: Path, tmp_path: Pat
         ),
         ("other-ids", r"devtest of .* is not the same sentences in mlt_Latn \(2\) and eng_Latn \(3\)"),
         ("no-text", r"other \(mlt_Latn\) has no column 'text' but id, sentence"),
-        ("cut", r"cannot be read"),
+        ("cut", r"other \(mlt_Latn\) cannot be read: .*Parquet"),
     ],
 )
 def test_what_is_wrong_with_a_local_copy_is_one_line(data: Path, tmp_path: Path, broken: str, said: str):
