@@ -29,4 +29,4 @@ def test_what_there_is_in_a_language_and_what_is_left_out():
         "  left out, English is the other side: flores_from_english, flores_to_english, opus_from_english, opus_to_english"
         in lines
     )
-    assert list(list_languages(load_suite("general"), ["cy"]))[0] == "Welsh (cym_Latn), 0 tasks: none"
+    assert next(iter(list_languages(load_suite("general"), ["cy"]))) == "Welsh (cym_Latn), 0 tasks: none"
