@@ -283,10 +283,18 @@ def test_more_examples_than_there_are_is_refused(tmp_path: Path) -> None:
         build_task(plan(suite, ["en"])[0])
 
 
-def test_a_group_of_unlike_tasks_is_refused(tmp_path: Path) -> None:
-    suite = own_suite(tmp_path, "bench: {task: afrobench, metric: acc, direction: higher}")
-    with pytest.raises(UserError, match=r"'bench'.*"):
-        build_task(plan(suite, ["en"])[0])
+def test_a_group_of_unlike_tasks_is_refused() -> None:
+    general = {
+        one.title: build_task(one)
+        for one in plan(load_suite("general"), ["en"])
+        if one.title in ("piqa", "gsm8k")
+    }
+    said = (
+        r"suite task 'mine': both has tasks of different forms: piqa_eng_Latn \(multiple_choice; acc, acc_norm\) and "
+        r"gsm8k_eng_Latn \(generate_until; exact_match\); name its parts one by one"
+    )
+    with pytest.raises(UserError, match=said):
+        PooledTask("both", [general["piqa"], general["gsm8k"]], where="suite task 'mine'")
 
 
 def test_a_local_copy_stands_in_for_a_built_in_task_s_data(

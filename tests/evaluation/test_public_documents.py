@@ -11,6 +11,7 @@ import pytest
 import sacrebleu
 import torch
 from datasets import Dataset, load_dataset
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lape_ds.corpora.cldr import sample_records
@@ -26,6 +27,7 @@ from lape_ds.evaluation.public_documents import (
 )
 from lape_ds.evaluation.suites import Suite, load_suite
 from lape_ds.languages import find_language
+from lape_ds.resources import asset
 from tests.tiny_models import tiny_model
 
 NUM = 3  # documents that are scored
@@ -256,3 +258,24 @@ def test_what_is_wrong_with_a_local_copy_is_one_line(data: Path, tmp_path: Path,
 def test_a_language_that_the_data_set_lacks_is_refused():
     with pytest.raises(UserError, match=r"task sib: its data set has no Manx \(glv_Latn\)"):
         sib_topic(language="gv", dataset="Davlan/sib200")
+
+
+def test_the_harness_by_itself_runs_them_with_the_language_as_metadata(data: Path):
+    """`lm_eval --include_path eval/tasks --tasks sib --metadata '{"language": "mlt", "dataset": …}'`."""
+    copies = {
+        "flores_from_english": "flores_plus",
+        "flores_to_english": "flores_plus",
+        "flores_bits_per_byte": "flores_plus",
+        "opus_from_english": "opus-100",
+        "opus_to_english": "opus-100",
+        "sib": "sib200",
+    }
+    for name, copy in copies.items():
+        metadata: Any = {"language": "mlt", "dataset": str(data / copy)}
+        manager = TaskManager(
+            include_path=str(asset("eval/tasks")), include_defaults=False, metadata=metadata
+        )
+        task = manager.load(name)["tasks"][name]
+        assert len(task.eval_docs) == NUM
+        task.build_all_requests()
+        assert len(task.instances) == NUM * (len(TOPICS) if name == "sib" else 1)
