@@ -84,10 +84,10 @@ class _Factory(TaskFactory):
         config = super()._load_full_config(entry, overrides)
         config["metadata"] = dict(config["metadata"])
         # Ours have the id among their parameters, for their document functions read the data.
-        own = config["metadata"].get("dataset")
+        own: str = config["metadata"].get("dataset", "")
         if own in self._datasets:
             config["metadata"]["dataset"] = self._datasets[own]
-        dataset = config.get("dataset_path")
+        dataset: str = config.get("dataset_path") or ""
         if dataset in self._datasets:
             splits = [
                 config[key]

@@ -115,7 +115,7 @@ def measured(folder: Path, suite: Suite, output_dir: Path) -> tuple[Any, list[di
 def translated(folder: Path, prompt: str) -> str:
     """What the model greedily writes, up to the end of the line."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=512, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     text = tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
