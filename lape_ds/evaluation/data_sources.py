@@ -74,13 +74,9 @@ def local_arguments(dataset: str, config: str | None, splits: Sequence[str], *, 
     Raises:
         UserError: There is no such folder or file, or it is of an unknown format.
     """
-    path = Path(dataset).expanduser().resolve()
+    path = local_path(dataset, where=where)
     if path.is_file():
         return _files({split: [path] for split in splits}, where=where)
-    if not path.is_dir():
-        raise UserError(
-            f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)"
-        )
     if (path / "README.md").is_file():  # whose header lists the configs
         return {"path": str(path), "name": config}
     found = {split: _named(path, config, split) for split in splits}
@@ -92,6 +88,24 @@ def local_arguments(dataset: str, config: str | None, splits: Sequence[str], *, 
                 f"download the whole data set, or name files as {split}/{config or 'data'}.parquet"
             )
     return _files(found, where=where)
+
+
+def local_path(dataset: str, *, where: str) -> Path:
+    """The absolute path of a local copy.
+
+    Args:
+        dataset: A folder or file.
+        where: What an error begins with.
+
+    Raises:
+        UserError: It is not there.
+    """
+    path = Path(dataset).expanduser().resolve()
+    if not path.exists():
+        raise UserError(
+            f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)"
+        )
+    return path
 
 
 def _named(folder: Path, config: str | None, split: str) -> list[Path]:

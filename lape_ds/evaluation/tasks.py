@@ -19,7 +19,7 @@ from lm_eval.tasks._index import Entry
 
 from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
-from lape_ds.evaluation.data_sources import local_arguments
+from lape_ds.evaluation.data_sources import local_arguments, local_path
 from lape_ds.evaluation.harness_tasks import find_task
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask
@@ -86,7 +86,7 @@ class _Factory(TaskFactory):
         # Ours have the id among their parameters, for their document functions read the data.
         own: str = config["metadata"].get("dataset", "")
         if own in self._datasets:
-            config["metadata"]["dataset"] = self._datasets[own]
+            config["metadata"]["dataset"] = str(local_path(self._datasets[own], where=self._where))
         dataset: str = config.get("dataset_path") or ""
         if dataset in self._datasets:
             splits = [

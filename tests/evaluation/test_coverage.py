@@ -315,6 +315,13 @@ def test_a_local_copy_stands_in_for_a_built_in_task_s_data(
         UserError, match=r"suite task 'belebele': no folder or file nowhere \(from `eval.datasets`"
     ):
         build_task(one, datasets={"facebook/belebele": "nowhere"})
+    # A path of the form of an id is not looked for on the hub.
+    flores = next(one for one in plan(load_suite("monolingual"), ["et"]) if one.title == "flores_to_english")
+    with pytest.raises(
+        UserError,
+        match=r"suite task 'flores_to_english': no folder or file data/flores \(from `eval.datasets`",
+    ):
+        build_task(flores, datasets={"openlanguagedata/flores_plus": "data/flores"})
 
 
 def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
