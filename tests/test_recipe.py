@@ -74,6 +74,17 @@ def test_loads_yaml_1_2_and_resolves_languages(recipe_file: Path) -> None:
     assert recipe.run_dir == Path("out/train/subnetwork")
 
 
+def test_suites_are_one_or_several_and_data_sets_have_local_copies(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, []).eval.suites == ["quickstart"]
+    overrides = [
+        "eval.suite=[monolingual, own.yaml]",
+        "eval.datasets={openlanguagedata/flores_plus: data/flores}",
+    ]
+    chosen = load_recipe(recipe_file, overrides).eval
+    assert chosen.suites == ["monolingual", "own.yaml"]
+    assert chosen.datasets == {"openlanguagedata/flores_plus": "data/flores"}
+
+
 def test_overrides(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file,

@@ -132,11 +132,13 @@ def explained(name: str, *, key: str = "corpus.source.dataset") -> Iterator[None
 
 def _explain(name: str, error: Exception, key: str) -> UserError:
     """What one may do about an error of the hub."""
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     dataset = name.split(" ")[0]
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        return _explain(name, error.__cause__, key)  # it says no more than that there was one
     if "is a gated dataset" in reason or status in (401, 403):
         return UserError(
             f"{key}: hub data set {name} is gated or private: accept its terms at "

@@ -74,18 +74,38 @@ def local_arguments(dataset: str, config: str | None, splits: Sequence[str], *, 
     Raises:
         UserError: There is no such folder or file, or it is of an unknown format.
     """
-    path = Path(dataset).expanduser().resolve()
+    path = local_path(dataset, where=where)
     if path.is_file():
         return _files({split: [path] for split in splits}, where=where)
-    if not path.is_dir():
+    if (path / "README.md").is_file():  # whose header lists the configs
+        return {"path": str(path), "name": config}
+    found = {split: _named(path, config, split) for split in splits}
+    for split, files in found.items():
+        if not files:
+            named = split if config is None else f"{config} and {split}"
+            raise UserError(
+                f"{where}: no file under {dataset} is named by {named}, and no README.md lists its configs: "
+                f"download the whole data set, or name files as {split}/{config or 'data'}.parquet"
+            )
+    return _files(found, where=where)
+
+
+def local_path(dataset: str, *, where: str) -> Path:
+    """The absolute path of a local copy.
+
+    Args:
+        dataset: A folder or file.
+        where: What an error begins with.
+
+    Raises:
+        UserError: It is not there.
+    """
+    path = Path(dataset).expanduser().resolve()
+    if not path.exists():
         raise UserError(
             f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)"
         )
-    if not (path / "README.md").is_file():  # whose header would list the configs
-        found = {split: _named(path, config, split) for split in splits}
-        if all(found.values()):
-            return _files(found, where=where)
-    return {"path": str(path), "name": config}
+    return path
 
 
 def _named(folder: Path, config: str | None, split: str) -> list[Path]:

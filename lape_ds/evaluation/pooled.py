@@ -1,16 +1,15 @@
 """A group or tag of the harness as one task: the documents of all its members, each prompted and scored by its own.
 
-In the evaluation room, between the harness's tasks and `tasks.py`. MMLU's 57 subjects are one line of a table, one file of samples
-and one unit of a comparison. Every document weighs alike, as in the harness's groups with `weight_by_size`, its default.
+In the evaluation room, between the harness's tasks and `tasks.py`. MMLU's 57 subjects are one line of a table, one file of
+samples and one unit of a comparison. Every document weighs alike, as in the harness's groups with `weight_by_size`, its default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
-from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
@@ -106,12 +105,12 @@ class PooledTask(Task):
         member, own = self._member(doc)
         return member.fewshot_context(own, *arguments, **options)
 
-    def construct_requests(self, doc: Document, ctx: Any, **options: Any) -> list[Instance] | Instance:
+    def construct_requests(self, doc: Document, ctx: Any, **options: Any) -> Any:
         """What the model is asked."""
         member, own = self._member(doc)
         return member.construct_requests(own, ctx, **options)
 
-    def process_results(self, doc: Document, results: Any) -> Mapping[str, Any]:
+    def process_results(self, doc: Document, results: Any) -> Any:
         """A document's value of each metric."""
         member, own = self._member(doc)
         return member.process_results(own, results)

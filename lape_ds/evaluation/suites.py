@@ -62,8 +62,8 @@ class Suite(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     include: str | None = None  # another suite, by name or path, whose tasks come first
-    # Which languages it is run for if the user names none: the recipe's trained ones, those that it identifies but does not train,
-    # both, the trained and the first two others, or these.
+    # Which languages it is run for if the user names none: the recipe's trained ones, those that it identifies but does
+    # not train, both, the trained and the first two others, or these.
     languages: Literal["trained", "untrained", "all", "few"] | list[LanguageCode] = "trained"
     tasks: dict[str, SuiteTask] = Field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from lm_eval.tasks._index import Entry
 
 from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
-from lape_ds.evaluation.data_sources import local_arguments
+from lape_ds.evaluation.data_sources import local_arguments, local_path
 from lape_ds.evaluation.harness_tasks import find_task
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask
@@ -84,10 +84,10 @@ class _Factory(TaskFactory):
         config = super()._load_full_config(entry, overrides)
         config["metadata"] = dict(config["metadata"])
         # Ours have the id among their parameters, for their document functions read the data.
-        own = config["metadata"].get("dataset")
+        own: str = config["metadata"].get("dataset", "")
         if own in self._datasets:
-            config["metadata"]["dataset"] = self._datasets[own]
-        dataset = config.get("dataset_path")
+            config["metadata"]["dataset"] = str(local_path(self._datasets[own], where=self._where))
+        dataset: str = config.get("dataset_path") or ""
         if dataset in self._datasets:
             splits = [
                 config[key]

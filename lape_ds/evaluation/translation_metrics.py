@@ -44,7 +44,8 @@ def require_spbleu() -> None:
         UserError: It is not there and cannot be fetched, or is damaged.
     """
     url = tokenizer_spm.SPM_MODELS[_TOKENIZER]["url"]
-    path = Path(tokenizer_spm.SACREBLEU_DIR) / "models" / url.rpartition("/")[2]
+    folder: str = tokenizer_spm.SACREBLEU_DIR  # pyright: ignore[reportPrivateImportUsage] # where it looks
+    path = Path(folder) / "models" / url.rpartition("/")[2]
     mend = f"fetch {url} where there is a network and put it at {path}"
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON") and not path.is_file():
         raise UserError(f"spBLEU's tokenizer is not at {path}: {mend}")

@@ -30,7 +30,8 @@ INCLUDE_DOMAINS = (
     "Marine License,Medical License,Professional certification,STEM,Social Science"
 ).split(",")
 PROX_CATEGORIES = (
-    "biology,business,chemistry,computer science,economics,engineering,health,history,law,math,other,philosophy,physics,psychology"
+    "biology,business,chemistry,computer science,economics,engineering,health,history,law,math,other,philosophy,physics,"
+    "psychology"
 ).split(",")
 SIB_CATEGORIES = "science/technology,travel,politics,sports,health,entertainment,geography".split(",")
 

@@ -11,6 +11,7 @@ import pytest
 import sacrebleu
 import torch
 from datasets import Dataset, load_dataset
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lape_ds.corpora.cldr import sample_records
@@ -26,6 +27,7 @@ from lape_ds.evaluation.public_documents import (
 )
 from lape_ds.evaluation.suites import Suite, load_suite
 from lape_ds.languages import find_language
+from lape_ds.resources import asset
 from tests.tiny_models import tiny_model
 
 NUM = 3  # documents that are scored
@@ -113,7 +115,7 @@ def measured(folder: Path, suite: Suite, output_dir: Path) -> tuple[Any, list[di
 def translated(folder: Path, prompt: str) -> str:
     """What the model greedily writes, up to the end of the line."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=512, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     text = tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
@@ -125,7 +127,8 @@ def test_flores_scores_are_sacrebleu_s_over_what_the_model_writes(data: Path, fo
     result, samples = measured(folder, part(data, flores_from_english="flores_plus"), tmp_path)
     english, maltese = (lines(language, 0, 6) for language in ("en", "mt"))
     shown = "".join(
-        f"English: {a}\nMaltese: {b}\n\n" for a, b in list(zip(english, maltese, strict=True))[:5]
+        f"English: {a.strip()}\nMaltese: {b.strip()}\n\n"
+        for a, b in list(zip(english, maltese, strict=True))[:5]
     )
     sources, references = lines("en", 100, NUM), lines("mt", 100, NUM)
     prompts = [f"{shown}English: {source.strip()}\nMaltese:" for source in sources]
@@ -222,11 +225,11 @@ def test_a_folder_with_a_header_is_read_by_its_configs(data: Path, tmp_path: Pat
         ("nowhere", r"task flores_to_english: no folder or file .*nowhere"),
         (
             "empty",
-            r"task flores_to_english: hub data set .*empty \(mlt_Latn\) cannot be read|no data set .*empty",
+            r"task flores_to_english: no file under .*empty is named by mlt_Latn and dev, and no README",
         ),
         ("other-ids", r"devtest of .* is not the same sentences in mlt_Latn \(2\) and eng_Latn \(3\)"),
         ("no-text", r"other \(mlt_Latn\) has no column 'text' but id, sentence"),
-        ("cut", r"cannot be read"),
+        ("cut", r"other \(mlt_Latn\) cannot be read: .*Parquet"),
     ],
 )
 def test_what_is_wrong_with_a_local_copy_is_one_line(data: Path, tmp_path: Path, broken: str, said: str):
@@ -255,3 +258,24 @@ def test_what_is_wrong_with_a_local_copy_is_one_line(data: Path, tmp_path: Path,
 def test_a_language_that_the_data_set_lacks_is_refused():
     with pytest.raises(UserError, match=r"task sib: its data set has no Manx \(glv_Latn\)"):
         sib_topic(language="gv", dataset="Davlan/sib200")
+
+
+def test_the_harness_by_itself_runs_them_with_the_language_as_metadata(data: Path):
+    """`lm_eval --include_path eval/tasks --tasks sib --metadata '{"language": "mlt", "dataset": …}'`."""
+    copies = {
+        "flores_from_english": "flores_plus",
+        "flores_to_english": "flores_plus",
+        "flores_bits_per_byte": "flores_plus",
+        "opus_from_english": "opus-100",
+        "opus_to_english": "opus-100",
+        "sib": "sib200",
+    }
+    for name, copy in copies.items():
+        metadata: Any = {"language": "mlt", "dataset": str(data / copy)}
+        manager = TaskManager(
+            include_path=str(asset("eval/tasks")), include_defaults=False, metadata=metadata
+        )
+        task = manager.load(name)["tasks"][name]
+        assert len(task.eval_docs) == NUM
+        task.build_all_requests()
+        assert len(task.instances) == NUM * (len(TOPICS) if name == "sib" else 1)

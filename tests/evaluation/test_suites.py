@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lape_ds.errors import UserError
+from lape_ds.evaluation import harness_tasks
 from lape_ds.evaluation.harness_tasks import own_tasks
 from lape_ds.evaluation.suites import LeftOut, left_out, load_suite, plan, suite_languages, suite_names
+from lape_ds.evaluation.tasks import build_task
 from lape_ds.languages import find_language
 from lape_ds.resources import asset
 
@@ -199,3 +203,16 @@ def test_every_yaml_under_tasks_is_a_task_and_a_template_is_none():
     assert all(names)
     assert {name[1] for name in names if name} == set(own_tasks())
     assert len(own_tasks()) == len(files)
+
+
+def test_the_harness_s_index_is_left_alone_for_a_task_of_ours(monkeypatch: pytest.MonkeyPatch):
+    """It takes seconds."""
+
+    def index() -> dict[str, Any]:
+        raise AssertionError("indexed")
+
+    monkeypatch.setattr(harness_tasks, "all_tasks", index)
+    topic = plan(load_suite("quickstart"), ["mt"])[1]
+    assert build_task(topic).task_name == "cldr_topic_mlt_Latn"
+    with pytest.raises(AssertionError, match="indexed"):
+        build_task(replace(topic, harness_task="hellaswag"))
