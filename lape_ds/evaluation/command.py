@@ -54,7 +54,8 @@ def evaluate_command(request: EvalRequest) -> Results:
     parts = [_part(load_suite(name), request, recipe) for name in _suite_names(request, recipe)]
     tasks = with_heldout(_each_once(parts), recipe, output_dir)
     if request.prefetch:
-        prefetch({one.label: (one.path, one.revision) for one in sources}, tasks)
+        models = {one.label: (one.path, one.revision) for one in sources}
+        prefetch(models, tasks, datasets=recipe.eval.datasets if recipe else {})
         return {}
     with ServedModel() as model:
         measured = measure(

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lape_ds.evaluation.lm import load_harness_model
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, load_harness_model
 from tests.evaluation.published import (
     CONTEXT,
     roomy_model,
@@ -122,7 +122,9 @@ def test_examples_that_are_drawn_differ_by_design_and_the_questions_do_not(measu
 def test_the_requests_of_the_command_line_score_alike(measured: Measured):
     """ARC's, whose answers are of several tokens, through our side of the model."""
     theirs = measured.theirs["arc_easy"]
-    model = load_harness_model(measured.folder, dtype="float32", batch_size=1)
+    model = load_harness_model(
+        ModelSource("tiny", str(measured.folder)), ModelSettings(batch_size=1), weights=""
+    )
     asked = [tuple(request) for document in prompts(theirs) for request in document]
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(asked)]
     found = [log_likelihood for log_likelihood, _ in model.loglikelihood(requests)]

@@ -131,4 +131,5 @@ def test_the_evaluation_then_asks_for_nothing(runs: dict[str, Done]):
     done = runs["offline"]
     assert done.code == 0, done.out + done.err
     assert done.asked == []
+    assert "cached" not in done.err
     assert all(title in done.out for title in SUITES["had"])
