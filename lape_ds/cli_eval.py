@@ -1,4 +1,4 @@
-"""`lape-ds eval`: after a training, what it has gained and lost.
+"""`lape-ds eval` and `lape-ds compare`: after a training, what it has gained and lost.
 
 Beside cli.py, which has the other commands.
 """
@@ -17,6 +17,7 @@ def add_eval_commands(app: typer.Typer) -> None:
     """Adds them to the app."""
     app.command("eval")(evaluate)
     app.command("suites")(suites)
+    app.command("compare")(compare)
 
 
 def evaluate(
@@ -92,3 +93,27 @@ def suites(
         lines = list_languages(load_suite(name), listed(languages))
     for line in lines:
         typer.echo(line)
+
+
+def compare(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE RUN...",
+            help="Folders that `lape-ds eval` has written, or runs or recipes that it has measured; the first is the base.",
+            show_default=False,
+        ),
+    ],
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a line for every task and model.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything.")] = None,
+) -> None:
+    """What models gained and lost against a base: paired differences with intervals, from the samples of `lape-ds eval`.
+
+    Example: lape-ds compare runs/quickstart/eval/base runs/quickstart/eval/subnetwork --markdown compared.md
+    """
+    from lape_ds.evaluation.comparing.command import compare_command
+
+    compare_command(targets, markdown_file=markdown, csv_file=csv, json_file=json)

@@ -378,7 +378,9 @@ def _language(code: str, locales: dict[str, str | None]) -> Language:
         return next((stem for stem in stems if usual and stem in codes), None)
 
     def by_script(codes: Sequence[str]) -> str | None:
-        return next((theirs for theirs in codes if _canonical(f"{theirs[:4]}{theirs[4:].title()}") == code), None)
+        return next(
+            (theirs for theirs in codes if _canonical(f"{theirs[:4]}{theirs[4:].title()}") == code), None
+        )
 
     locale = locales[code]
     return Language(

@@ -22,7 +22,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
     return caught.value.code
 
 
-STAGES = tuple("pretrain corpus identify train sweep export eval summary languages plan tune".split())
+STAGES = tuple("pretrain corpus identify train sweep export eval compare summary languages plan tune".split())
 NEURONS = ("show", "overlap", "import", "export")
 
 

@@ -19,7 +19,14 @@ from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
 
 # Suffix -> the loader of `datasets`; the FLORES+ release names its files `devtest.mlt_Latn`, a sentence a line.
-_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
+_LOADERS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+}
 
 
 def load_splits(dataset: str, config: str, splits: Sequence[str], *, task: str) -> DatasetDict:
@@ -55,9 +62,7 @@ def is_local(dataset: str) -> bool:
     return Path(dataset).expanduser().exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset)
 
 
-def local_arguments(
-    dataset: str, config: str | None, splits: Sequence[str], *, where: str
-) -> dict[str, Any]:
+def local_arguments(dataset: str, config: str | None, splits: Sequence[str], *, where: str) -> dict[str, Any]:
     """What `datasets.load_dataset` takes to read a local copy; its paths hold in any working directory.
 
     Args:
@@ -73,7 +78,9 @@ def local_arguments(
     if path.is_file():
         return _files({split: [path] for split in splits}, where=where)
     if not path.is_dir():
-        raise UserError(f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)")
+        raise UserError(
+            f"{where}: no folder or file {dataset} (from `eval.datasets` or the task's `dataset`)"
+        )
     if not (path / "README.md").is_file():  # whose header would list the configs
         found = {split: _named(path, config, split) for split in splits}
         if all(found.values()):
@@ -101,7 +108,10 @@ def _files(found: dict[str, list[Path]], *, where: str) -> dict[str, Any]:
         )
     loader = loaders.pop()
     options = {"delimiter": "\t"} if ".tsv" in suffixes else {}
-    return {"path": loader, "data_files": {split: [str(path) for path in paths] for split, paths in found.items()}} | options
+    return {
+        "path": loader,
+        "data_files": {split: [str(path) for path in paths] for split, paths in found.items()},
+    } | options
 
 
 def only_columns(data: Dataset, columns: Sequence[str], *, name: str, task: str) -> Dataset:
@@ -112,5 +122,7 @@ def only_columns(data: Dataset, columns: Sequence[str], *, name: str, task: str)
     """
     for column in columns:
         if column not in data.column_names:
-            raise UserError(f"task {task}: {name} has no column {column!r} but {', '.join(data.column_names)}")
+            raise UserError(
+                f"task {task}: {name} has no column {column!r} but {', '.join(data.column_names)}"
+            )
     return data

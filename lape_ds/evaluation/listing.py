@@ -33,7 +33,9 @@ def list_tasks(suite: Suite) -> Iterator[str]:
         chance = "–" if spec.random_baseline is None else f"{spec.random_baseline:.3f}"
         examples = "its own" if spec.num_fewshot is None else str(spec.num_fewshot)
         num_languages = str(len(every) - sum(one.title == title for one in lacking))
-        rows.append([title, f"{spec.metric} {_ARROWS[spec.direction]}", examples, chance, num_languages, spec.task])
+        rows.append(
+            [title, f"{spec.metric} {_ARROWS[spec.direction]}", examples, chance, num_languages, spec.task]
+        )
     return _aligned(rows)
 
 

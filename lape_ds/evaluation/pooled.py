@@ -54,7 +54,9 @@ class PooledTask(Task):
         self._filters = first._filters
         self._instances = None
         rows = ([dict(row) | {MEMBER: member.task_name} for row in member.eval_docs] for member in members)
-        self._documents: list[Document] = [row for row in chain.from_iterable(zip_longest(*rows)) if row is not None]
+        self._documents: list[Document] = [
+            row for row in chain.from_iterable(zip_longest(*rows)) if row is not None
+        ]
 
     def has_training_docs(self) -> bool:
         """No: each member has its own examples."""

@@ -56,7 +56,11 @@ def flores_text(*, language: str, dataset: str, **_: Any) -> Splits:
     task = "flores_bits_per_byte"
     config = _code(find_language(language), "flores", task)
     devtest = load_splits(dataset, config, ["devtest"], task=task)["devtest"]
-    return {"devtest": only_columns(devtest, ["text"], name=f"{dataset} ({config})", task=task).select_columns(["text"])}
+    return {
+        "devtest": only_columns(devtest, ["text"], name=f"{dataset} ({config})", task=task).select_columns(
+            ["text"]
+        )
+    }
 
 
 def opus_from_english(*, language: str, dataset: str, **_: Any) -> Splits:
@@ -146,7 +150,9 @@ def _opus(source: Language, target: Language, dataset: str, task: str) -> Splits
     loaded = load_splits(dataset, config, ["validation", "test"], task=task)
     splits = {}
     for split in ("validation", "test"):
-        rows = only_columns(loaded[split], ["translation"], name=f"{dataset} ({config})", task=task)["translation"]
+        rows = only_columns(loaded[split], ["translation"], name=f"{dataset} ({config})", task=task)[
+            "translation"
+        ]
         # A line break within a line would end the answer.
         texts = [[" ".join(row[code].split()) for code in codes] for row in rows]
         splits[split] = _pairs(source, target, [(text, translation) for text, translation in texts])

@@ -40,7 +40,9 @@ class SuiteTask(Section):
     direction: Literal["higher", "lower"]  # not given: the harness's
     filter: str | None = None  # of a task that reads its answers in several ways, which one; None: the first
     random_baseline: float | None = None  # None: guessing has no score, as for bits per byte
-    languages: list[LanguageCode] | None = Field(None, min_length=1)  # only these; None: all that the task has
+    languages: list[LanguageCode] | None = Field(
+        None, min_length=1
+    )  # only these; None: all that the task has
     left_out: dict[LanguageCode, str] = Field(default_factory=dict)  # language -> why it is not measured
 
     def placeholders(self) -> list[str]:
@@ -230,7 +232,9 @@ def _load(name_or_path: str | Path, *, including: Sequence[Path]) -> Suite:
         tasks = _load(other, including=[*including, path]).tasks | suite.tasks
         suite = suite.model_copy(update={"tasks": tasks})
     if not suite.tasks:
-        raise UserError(f"tasks: a suite must have at least one, or include another ({source.place(('tasks',))})")
+        raise UserError(
+            f"tasks: a suite must have at least one, or include another ({source.place(('tasks',))})"
+        )
     return suite
 
 
@@ -256,7 +260,11 @@ def _complete(source: SourceText) -> None:
     for title, line in tasks.items():
         line = {"task": title} if line is None else {"task": line} if isinstance(line, str) else line
         tasks[title] = line
-        if not isinstance(line, dict) or not isinstance(line.get("task"), str) or line.keys() - set(SuiteTask.model_fields):
+        if (
+            not isinstance(line, dict)
+            or not isinstance(line.get("task"), str)
+            or line.keys() - set(SuiteTask.model_fields)
+        ):
             continue  # what is wrong with it is told by the validation
         if {"metric", "direction"} <= line.keys() or list(_placeholders(line["task"])):
             continue

@@ -45,7 +45,9 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
     entry, index = find_task(planned.harness_task, where=where)
     factory = _Factory(where, metadata=dict(planned.metadata), datasets=datasets or {})
     built = factory.build(entry, overrides=None, registry=dict(index))
-    members = built.get_all_tasks() if isinstance(built, Group) else built if isinstance(built, list) else [built]
+    members = (
+        built.get_all_tasks() if isinstance(built, Group) else built if isinstance(built, list) else [built]
+    )
     for member in members:
         _settle(member, planned, where)
     task = members[0] if isinstance(built, Task) else PooledTask(planned.name, members, where=where)
@@ -64,7 +66,9 @@ def task_settings(planned: PlannedTask, task: Task) -> dict[str, Any]:
         "filter": task._filters[0].name,
         "documents_sha256": _hash(task.eval_docs),
         # What examples are drawn from, and templates, generation and metrics.
-        "fewshot_sha256": _hash(row for member in members if hasattr(member, "sampler") for row in _sampler(member).df),
+        "fewshot_sha256": _hash(
+            row for member in members if hasattr(member, "sampler") for row in _sampler(member).df
+        ),
         "task_sha256": _hash(map(_settings, members)),
     }
 
@@ -85,8 +89,14 @@ class _Factory(TaskFactory):
             config["metadata"]["dataset"] = self._datasets[own]
         dataset = config.get("dataset_path")
         if dataset in self._datasets:
-            splits = [config[key] for key in ("training_split", "validation_split", "test_split", "fewshot_split") if config.get(key)]
-            arguments = local_arguments(self._datasets[dataset], config.get("dataset_name"), splits, where=self._where)
+            splits = [
+                config[key]
+                for key in ("training_split", "validation_split", "test_split", "fewshot_split")
+                if config.get(key)
+            ]
+            arguments = local_arguments(
+                self._datasets[dataset], config.get("dataset_name"), splits, where=self._where
+            )
             config |= {"dataset_path": arguments.pop("path"), "dataset_name": arguments.pop("name", None)}
             config["dataset_kwargs"] = (config.get("dataset_kwargs") or {}) | arguments
         elif dataset in _DEAD:
@@ -111,7 +121,9 @@ def _settle(task: Task, planned: PlannedTask, where: str) -> None:
     names = [one.name for one in task._filters]
     chosen = planned.spec.filter or names[0]
     if chosen not in names:
-        raise UserError(f"{where}: {task.task_name} has no filter {chosen!r} but {', '.join(map(str, names))}")
+        raise UserError(
+            f"{where}: {task.task_name} has no filter {chosen!r} but {', '.join(map(str, names))}"
+        )
     task._filters = [task._filters[names.index(chosen)]]
 
 
@@ -133,7 +145,9 @@ def _fix_examples(task: Task, num_fewshot: int, where: str) -> None:
         if rows[place] not in chosen:
             chosen.append(rows[place])
     if num_fewshot > len(chosen):
-        raise UserError(f"{where}: num_fewshot {num_fewshot}, but {task.task_name} has {len(chosen)} different examples")
+        raise UserError(
+            f"{where}: num_fewshot {num_fewshot}, but {task.task_name} has {len(chosen)} different examples"
+        )
     task.sampler = FirstNSampler(chosen)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -141,7 +155,9 @@ def _check_metric(task: Task, planned: PlannedTask, where: str) -> None:
     directions: dict[str, bool] = dict(task.higher_is_better() or {})
     metric, direction = planned.spec.metric, planned.spec.direction
     if metric not in directions:
-        raise UserError(f"{where}: {planned.harness_task} has no metric {metric!r} but {', '.join(directions)}")
+        raise UserError(
+            f"{where}: {planned.harness_task} has no metric {metric!r} but {', '.join(directions)}"
+        )
     if directions[metric] != (direction == "higher"):
         raise UserError(f"{where}: direction {direction!r} is the wrong way round for {metric}")
     if spbleu.__name__ in directions:
@@ -155,13 +171,20 @@ def _sampler(task: Task) -> Any:
 def _settings(task: Task) -> dict[str, Any]:
     """What a task's YAML says, but where its data lies: what they are is told by the documents' hash."""
     config = task.dump_config()
-    return {key: value for key, value in config.items() if key not in ("metadata", "dataset_path", "dataset_kwargs", "task")}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("metadata", "dataset_path", "dataset_kwargs", "task")
+    }
 
 
 def _hash(rows: Iterator[Any] | Any) -> str:
     """SHA-256 of rows as JSON; a function counts by its name, for its address is another each time."""
     content = hashlib.sha256()
     for row in rows:
-        content.update(json.dumps(row, ensure_ascii=False, default=lambda value: getattr(value, "__qualname__", str(value))).encode())
+        content.update(
+            json.dumps(
+                row, ensure_ascii=False, default=lambda value: getattr(value, "__qualname__", str(value))
+            ).encode()
+        )
     return content.hexdigest()
-

@@ -230,6 +230,11 @@ def scatter(blocks: Iterable[Block], flat: Tensor, values: Tensor) -> None:
         begin += block.num_entries
 
 
+def bits(tensor: Tensor) -> Tensor:
+    """The same bits as integers: -0.0 is not 0.0, and NaN equals itself."""
+    return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
 def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, Mask]:
     """The trained entries of a language's subnetwork, per weight; weights without any are left out.
 

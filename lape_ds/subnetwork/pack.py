@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import FFNLayer, Projection, WeightSlice, ffn_layers
 from lape_ds.neurons.artefact import load_artefact, save_artefact
-from lape_ds.subnetwork.entries import entry_masks
-from lape_ds.subnetwork.shards import bits
+from lape_ds.subnetwork.entries import bits, entry_masks
 
 SCHEMA_VERSION = 1
 KIND = "language pack"

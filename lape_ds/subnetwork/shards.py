@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import full_shape
+from lape_ds.subnetwork.entries import bits
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,6 @@ class Shard:
                 "DeepSpeed does not keep its masters where lape-ds looks for them; nothing was written. Known to work: "
                 "DeepSpeed 0.19.8; please report version and configuration"
             )
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The same bits as integers: -0.0 is not 0.0, and NaN equals itself."""
-    return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 @contextmanager

@@ -23,8 +23,7 @@ from lape_ds.model.loading import fingerprint, load_model, load_tokenizer, recip
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, TrainSection, load_recipe
 from lape_ds.subnetwork.adapters import ADAPTER_METHODS, adapted_weights, add_adapter, merge_adapter
-from lape_ds.subnetwork.entries import Mask, entry_masks, write_part
-from lape_ds.subnetwork.shards import bits
+from lape_ds.subnetwork.entries import Mask, bits, entry_masks, write_part
 from lape_ds.training.checkpoint import LORA_R, CheckpointReader, open_checkpoint
 from lape_ds.writing import whole_folder, write_json
 

@@ -63,7 +63,9 @@ def spbleu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where sacrebleu would have put spBLEU's tokenizer: a small one of its kind, from the same records."""
     folder = tmp_path_factory.mktemp("sacrebleu")
     (folder / "models").mkdir()
-    texts = (record.text for name in LANGUAGES for record in sample_records(find_language(name), count=150, seed=0))
+    texts = (
+        record.text for name in LANGUAGES for record in sample_records(find_language(name), count=150, seed=0)
+    )
     SentencePieceTrainer.train(
         sentence_iterator=texts,
         model_prefix=str(folder / "flores200"),

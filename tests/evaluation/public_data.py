@@ -44,11 +44,22 @@ def _options(number: int) -> Row:
 def _arc(number: int) -> Row:
     labels = ["A", "B", "C", "D"]
     choices = {"text": [f"answer {label}" for label in labels], "label": labels}
-    return {"id": str(number), "question": f"Which {number}?", "choices": choices, "answerKey": labels[number % 4]}
+    return {
+        "id": str(number),
+        "question": f"Which {number}?",
+        "choices": choices,
+        "answerKey": labels[number % 4],
+    }
 
 
 def _hellaswag(number: int) -> Row:
-    texts = {"ind": number, "activity_label": "Baking", "ctx_a": f"A cook {number} stirs.", "ctx_b": "then she", "ctx": "A cook"}
+    texts = {
+        "ind": number,
+        "activity_label": "Baking",
+        "ctx_a": f"A cook {number} stirs.",
+        "ctx_b": "then she",
+        "ctx": "A cook",
+    }
     return texts | {"endings": [f"does {ending}" for ending in range(4)], "label": str(number % 4)}
 
 
@@ -74,12 +85,20 @@ def _belebele(number: int) -> Row:
 def _prox(number: int) -> Row:
     options: Row = {f"option_{choice}": f"choice {choice}" for choice in range(10)}
     question = {"question": f"Which {number}?", "category": PROX_CATEGORIES[number % len(PROX_CATEGORIES)]}
-    return options | question | {"answer": "A", "answer_index": 0, "cot_content": "A: Let's think. The answer is (A)."}
+    return (
+        options
+        | question
+        | {"answer": "A", "answer_index": 0, "cot_content": "A: Let's think. The answer is (A)."}
+    )
 
 
 def _truthfulqa(number: int) -> Row:
     choices = {"mc1_targets_choices": ["yes", "no"], "mc2_targets_choices": ["yes", "no"]}
-    return {"question": f"Is it {number}?", "mc1_targets_labels": [1, 0], "mc2_targets_labels": [1, 0]} | choices
+    return {
+        "question": f"Is it {number}?",
+        "mc1_targets_labels": [1, 0],
+        "mc2_targets_labels": [1, 0],
+    } | choices
 
 
 def _truthfulqa_gl(number: int) -> Row:
@@ -93,7 +112,14 @@ def _xcopa(number: int) -> Row:
 
 
 def _flores(number: int) -> Row:
-    about = {"iso_639_3": "xxx", "iso_15924": "Latn", "glottocode": "xxxx1234", "url": "u", "domain": "d", "topic": "t"}
+    about = {
+        "iso_639_3": "xxx",
+        "iso_15924": "Latn",
+        "glottocode": "xxxx1234",
+        "url": "u",
+        "domain": "d",
+        "topic": "t",
+    }
     return {"id": number, "text": f"Sentence {number}."} | about
 
 
@@ -103,7 +129,11 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
     "Davlan/sib200": (
         "train validation test",
         NUM_ROWS,
-        lambda number: {"index_id": number, "category": SIB_CATEGORIES[number % 7], "text": f"Text {number}."},
+        lambda number: {
+            "index_id": number,
+            "category": SIB_CATEGORIES[number % 7],
+            "text": f"Text {number}.",
+        },
     ),
     "facebook/belebele": ("test", NUM_ROWS, _belebele),
     "proxectonos/belebele_gl": ("train", NUM_ROWS, _belebele),
@@ -118,14 +148,19 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
         "test",
         NUM_ROWS,
         lambda number: (
-            {"question": f"Which {number}?", "answer": number % 4, "domain": INCLUDE_DOMAINS[number % 11]} | _options(number)
+            {"question": f"Which {number}?", "answer": number % 4, "domain": INCLUDE_DOMAINS[number % 11]}
+            | _options(number)
         ),
     ),
     "CohereForAI/Global-MMLU": (
         "test dev",
         57 * 6,
         lambda number: (
-            {"question": f"Which {number}?", "answer": "ABCD"[number % 4], "subject": MMLU_SUBJECTS[number % 57]}
+            {
+                "question": f"Which {number}?",
+                "answer": "ABCD"[number % 4],
+                "subject": MMLU_SUBJECTS[number % 57],
+            }
             | _options(number)
         ),
     ),
@@ -139,7 +174,12 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
         "train validation test",
         NUM_ROWS,
         lambda number: (
-            {"id": str(number), "instruction": f"Which {number}?", "answer": "ABCD"[number % 4], "option_e": None}
+            {
+                "id": str(number),
+                "instruction": f"Which {number}?",
+                "answer": "ABCD"[number % 4],
+                "option_e": None,
+            }
             | _options(number)
         ),
     ),
@@ -158,7 +198,10 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
     "bharatgenai/IndicParam": (
         "test",
         NUM_ROWS,
-        lambda number: {"question_text": f"Which {number}?", "correct_answer": "a", "subject": "Nepali"} | _options(number),
+        lambda number: (
+            {"question_text": f"Which {number}?", "correct_answer": "a", "subject": "Nepali"}
+            | _options(number)
+        ),
     ),
     "cais/mmlu": (
         "test dev",
@@ -174,7 +217,12 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
     "baber/piqa": (
         "train validation",
         NUM_ROWS,
-        lambda number: {"goal": f"Open jar {number}.", "sol1": "Turn it.", "sol2": "Eat it.", "label": number % 2},
+        lambda number: {
+            "goal": f"Open jar {number}.",
+            "sol1": "Turn it.",
+            "sol2": "Eat it.",
+            "label": number % 2,
+        },
     ),
     "allenai/winogrande": ("train validation", NUM_ROWS, _winogrande),
     "tau/commonsense_qa": (
@@ -189,7 +237,10 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
     "openai/gsm8k": (
         "train test",
         NUM_ROWS,
-        lambda number: {"question": f"How much is {number} + 1?", "answer": f"It is {number + 1}.\n#### {number + 1}"},
+        lambda number: {
+            "question": f"How much is {number} + 1?",
+            "answer": f"It is {number + 1}.\n#### {number + 1}",
+        },
     ),
 }
 
@@ -197,7 +248,9 @@ DATA_SETS: dict[str, tuple[str, int, Callable[[int], Row]]] = {
 @cache
 def _rows(path: str) -> DatasetDict:
     splits, count, row = DATA_SETS[path]
-    return DatasetDict({split: Dataset.from_list([row(number) for number in range(count)]) for split in splits.split()})
+    return DatasetDict(
+        {split: Dataset.from_list([row(number) for number in range(count)]) for split in splits.split()}
+    )
 
 
 def load_dataset(path: str, name: str | None = None, **settings: Any) -> DatasetDict:
@@ -206,6 +259,9 @@ def load_dataset(path: str, name: str | None = None, **settings: Any) -> Dataset
         assert name is not None
         first, second = name.split("-")
         assert first < second, name  # as the pairs are named
-        rows = [{"translation": {first: f"Line {number}.", second: f"Linja {number}."}} for number in range(NUM_ROWS)]
+        rows = [
+            {"translation": {first: f"Line {number}.", second: f"Linja {number}."}}
+            for number in range(NUM_ROWS)
+        ]
         return DatasetDict({split: Dataset.from_list(rows) for split in ("train", "validation", "test")})
     return _rows(path)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import datasets
+import huggingface_hub.constants
 import pytest
 
 from lape_ds import benchmarks
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
+from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.pooled import PooledTask
-from lape_ds.evaluation.suites import PlannedTask, load_suite, plan, suite_names
-from lape_ds.evaluation.tasks import build_task
+from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan, suite_names
+from lape_ds.evaluation.tasks import build_task, task_settings
 from lape_ds.languages import all_languages, find_language
 from tests.evaluation import public_data
 
@@ -28,8 +33,12 @@ pytestmark = pytest.mark.usefixtures("spbleu_model")
 
 
 @pytest.fixture(autouse=True)
-def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_download(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(datasets, "load_dataset", public_data.load_dataset)
+    datasets.disable_progress_bars()
+    with quiet_harness():
+        yield
+    datasets.enable_progress_bars()
 
 
 def check(planned: PlannedTask) -> None:
@@ -55,7 +64,9 @@ def check(planned: PlannedTask) -> None:
 
 @pytest.mark.parametrize("language", TWELVE)
 def test_every_task_of_a_target_language_resolves(language: str, capsys: pytest.CaptureFixture[str]) -> None:
-    planned = {one.name: one for name in suite_names() for one in plan_of(name, [language]) if one.title != NOT_HERE}
+    planned = {
+        one.name: one for name in suite_names() for one in plan_of(name, [language]) if one.title != NOT_HERE
+    }
     for one in planned.values():
         check(one)
     with capsys.disabled():
@@ -86,7 +97,9 @@ def test_mmlu_is_one_task_of_57_subjects() -> None:
     assert len(task.eval_docs) == 57 * 6
     assert len({document["harness_task"] for document in task.eval_docs[:57]}) == 57  # a limit takes of all
     context = task.fewshot_context(task.eval_docs[0], 5)
-    assert context.startswith("The following are multiple choice questions (with answers) about abstract algebra.")
+    assert context.startswith(
+        "The following are multiple choice questions (with answers) about abstract algebra."
+    )
     assert context.count("Answer:") == 6
 
 
@@ -107,7 +120,11 @@ def test_every_task_of_the_other_languages_resolves() -> None:
 def test_every_planned_name_is_in_the_harness_and_read_as_it_says() -> None:
     """All languages, without building."""
     index = all_tasks()
-    planned = [one for one in plan(load_suite("monolingual"), [one.code for one in all_languages()]) if one.title != NOT_HERE]
+    planned = [
+        one
+        for one in plan(load_suite("monolingual"), [one.code for one in all_languages()])
+        if one.title != NOT_HERE
+    ]
     assert len(planned) > 1500
     for one in planned:
         assert one.harness_task in index, one
@@ -150,7 +167,16 @@ def test_a_column_of_the_language_table_is_the_harness_s(column: str) -> None:
 
 
 def test_a_code_belongs_to_the_language_that_it_names() -> None:
-    for column in ("belebele", "global_mmlu", "mmlu_prox", "m_mmlu", "m_arc", "m_hellaswag", "m_truthfulqa", "multiblimp"):
+    for column in (
+        "belebele",
+        "global_mmlu",
+        "mmlu_prox",
+        "m_mmlu",
+        "m_arc",
+        "m_hellaswag",
+        "m_truthfulqa",
+        "multiblimp",
+    ):
         for language in all_languages():
             code = getattr(language, column)
             assert code is None or find_language(code) is language, (column, code)
@@ -159,9 +185,154 @@ def test_a_code_belongs_to_the_language_that_it_names() -> None:
 def test_estonian_and_romanised_nepali_have_belebele_s_codes() -> None:
     """Belebele writes Estonian `est`, FLORES+ `ekk`; Nepali in Latin letters is another row."""
     suite = load_suite("monolingual")
-    names = {one.language: one.harness_task for one in plan(suite, ["ekk", "npi", "npi_Latn"]) if one.title == "belebele"}
+    names = {
+        one.language: one.harness_task
+        for one in plan(suite, ["ekk", "npi", "npi_Latn"])
+        if one.title == "belebele"
+    }
     assert names == {
         "ekk_Latn": "belebele_est_Latn",
         "npi_Deva": "belebele_npi_Deva",
         "npi_Latn": "belebele_npi_Latn",
+    }
+
+
+def own_suite(tmp_path: Path, *tasks: str) -> Suite:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\ntasks:\n" + "".join(f"  {task}\n" for task in tasks), encoding="utf-8")
+    return load_suite(path)
+
+
+def test_any_task_of_the_harness_is_one_line(tmp_path: Path) -> None:
+    suite = own_suite(
+        tmp_path,
+        "mmlu:",
+        "hellaswag: {task: hellaswag, metric: acc_norm, num_fewshot: 2}",
+        "gsm8k:",
+        "xnli: xnli",
+    )
+    read = {title: (one.metric, one.direction, one.num_fewshot) for title, one in suite.tasks.items()}
+    assert read == {
+        "mmlu": ("acc", "higher", None),
+        "hellaswag": ("acc_norm", "higher", 2),
+        "gsm8k": ("exact_match", "higher", None),
+        "xnli": ("acc", "higher", None),
+    }
+    planned = {one.title: one for one in plan(suite, ["en"])}
+    assert len(build_task(planned["mmlu"]).eval_docs) == 57 * 6
+    gsm8k = build_task(planned["gsm8k"])
+    assert gsm8k.get_config("num_fewshot") == 5  # its own
+    assert [one.name for one in gsm8k._filters] == ["strict-match"]  # its first
+
+
+def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"suite task 'mmul' .*own\.yaml:3.*no task 'mmul', did you mean 'mmlu'\?"
+    ):
+        own_suite(tmp_path, "mmul:")
+    belebele = '"belebel_{belebele}"'
+    suite = own_suite(tmp_path, f"belebele: {{task: {belebele}, metric: acc, direction: higher}}")
+    with pytest.raises(
+        UserError, match=r"'belebele': no task 'belebel_mlt_Latn', did you mean 'belebele_mlt_Latn'\?"
+    ):
+        build_task(plan(suite, ["mt"])[0])
+
+
+def test_the_harness_s_own_flores_is_refused_for_what_reads_its_successor(tmp_path: Path) -> None:
+    """`facebook/flores` is a script, which `datasets` no longer runs."""
+    suite = own_suite(
+        tmp_path, 'flores: {task: "flores_afr_Latn-eng_Latn_prompt_1", metric: chrf, direction: higher}'
+    )
+    with pytest.raises(
+        UserError, match=r"facebook/flores no longer loads; name flores_from_english and flores_to_english"
+    ):
+        build_task(plan(suite, ["af"])[0])
+
+
+def test_a_filter_is_chosen_by_name(tmp_path: Path) -> None:
+    for name in ("flexible-extract", "loose"):
+        suite = own_suite(tmp_path, f"gsm8k: {{task: gsm8k, metric: exact_match, filter: {name}}}")
+        one = plan(suite, ["en"])[0]
+        if name == "loose":
+            with pytest.raises(UserError, match=r"has no filter 'loose' but strict-match, flexible-extract"):
+                build_task(one)
+        else:
+            assert [filters.name for filters in build_task(one)._filters] == [name]
+
+
+@pytest.mark.parametrize("title", ["hellaswag", "mmlu", "winogrande"])
+def test_examples_are_the_same_on_any_number_of_ranks(title: str) -> None:
+    """The harness's default sampler draws for each document from one stream, so that a rank's prompts depend on its share."""
+    one = {one.title: one for one in plan(load_suite("general"), ["en"])}[title]
+
+    def prompts(rank: int, world_size: int) -> dict[int, list[str]]:
+        task = build_task(one)
+        task.build_all_requests(rank=rank, world_size=world_size)
+        found: dict[int, list[str]] = {}
+        for request in task.instances:
+            found.setdefault(request.doc_id, []).append(request.args)
+        return found
+
+    alone = prompts(0, 1)
+    assert len(alone) > 20
+    assert prompts(0, 2) | prompts(1, 2) == alone
+
+
+def test_more_examples_than_there_are_is_refused(tmp_path: Path) -> None:
+    suite = own_suite(tmp_path, "mmlu: {task: mmlu, num_fewshot: 7}")
+    with pytest.raises(UserError, match=r"num_fewshot 7, but mmlu_abstract_algebra has 6 different examples"):
+        build_task(plan(suite, ["en"])[0])
+
+
+def test_a_group_of_unlike_tasks_is_refused(tmp_path: Path) -> None:
+    suite = own_suite(tmp_path, "bench: {task: afrobench, metric: acc, direction: higher}")
+    with pytest.raises(UserError, match=r"'bench'.*"):
+        build_task(plan(suite, ["en"])[0])
+
+
+def test_a_local_copy_stands_in_for_a_built_in_task_s_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `datasets`' own `load_dataset`; the path is the user's, whatever folder the harness reads it from."""
+    monkeypatch.undo()
+    rows = public_data.load_dataset("facebook/belebele")["test"]
+    rows.to_json(tmp_path / "belebele" / "test.jsonl")
+    one = next(one for one in plan(load_suite("monolingual"), ["et"]) if one.title == "belebele")
+    monkeypatch.chdir(tmp_path)
+    for copy in ("belebele", "belebele/test.jsonl", str(tmp_path / "belebele")):
+        task = build_task(one, datasets={"facebook/belebele": copy})
+        assert [row["question"] for row in task.eval_docs] == rows["question"]
+    with pytest.raises(
+        UserError, match=r"suite task 'belebele': no folder or file nowhere \(from `eval.datasets`"
+    ):
+        build_task(one, datasets={"facebook/belebele": "nowhere"})
+
+
+def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    planned = {one.title: one for one in plan(load_suite("monolingual"), ["et"])}
+    for title, dataset in (
+        ("belebele", "facebook/belebele est_Latn"),
+        ("flores_bits_per_byte", r"openlanguagedata/flores_plus \(ekk_Latn\)"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"cannot reach hub data set {dataset}.*HF_HUB_OFFLINE, or give local files"
+        ) as caught:
+            build_task(planned[title])
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_tell_what_decides_a_number(tmp_path: Path) -> None:
+    """And nothing that differs from process to process."""
+    one = {one.title: one for one in plan(load_suite("general"), ["en"])}["hellaswag"]
+    settings = task_settings(one, build_task(one))
+    assert settings == task_settings(one, build_task(one))
+    fewer = replace(one, spec=one.spec.model_copy(update={"num_fewshot": 3}))
+    changed = task_settings(fewer, build_task(fewer))
+    assert {key for key in settings if settings[key] != changed[key]} == {
+        "num_fewshot",
+        "fewshot_sha256",
+        "task_sha256",
     }

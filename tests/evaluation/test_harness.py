@@ -124,7 +124,7 @@ def test_bits_per_byte_equals_the_log_likelihood_by_hand(
 AWKWARD = [
     "Il-kelb\r\njiekol.\r\n\r\nIl-qattus le.\n",  # CRLF: two bytes
     "ꙮ 𓀀 🜁 ⸿ ԃ",  # characters of no piece: UTF-8 bytes, a token each
-    "🜁\r\n" * 70,  # bytes over several windows
+    "🜁\r\n" * 70,  # bytes over several windows, which repeat themselves
     " \t x  y \n",
     "għ",
 ]

@@ -14,10 +14,12 @@ from lape_ds.corpora.cldr import sample_records
 from lape_ds.corpora.splitting import text_keys
 from lape_ds.errors import UserError
 from lape_ds.evaluation.heldout import TASK, documents, with_heldout
-from lape_ds.evaluation.lm import load_harness_model, quiet_harness
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
+from lape_ds.evaluation.serving import ServedModel
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import build_task
 from lape_ds.languages import find_language
+from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.training.export import export_model
 from lape_ds.training.metrics import read_metrics
@@ -71,12 +73,14 @@ def test_the_task_gives_the_trainings_own_number(tiny_recipe: Path, tmp_path: Pa
     with quiet_harness():
         tasks: dict[str, Any] = {one.name: build_task(one) for one in planned}
         for step, folder in ((0, tiny_recipe.parent / "base"), (3, exported)):
-            model = load_harness_model(folder, dtype="float32", batch_size=4)
-            found: Any = run_harness(model, {"tasks": tasks}, bootstrap_iters=0)
+            with ServedModel() as model:
+                source = ModelSource("tiny", str(folder))
+                model.load(source, ModelSettings(batch_size=4), weights=fingerprint(folder))
+                found: Any = run_harness(model, {"tasks": tasks}, bootstrap_iters=0)
             values = {one.language: found["results"][one.name]["bits_per_byte,none"] for one in planned}
             assert values == pytest.approx(measured[step], rel=1e-6)
     assert list(values) == LANGUAGES
-    tokenizer = model.tokenizer
+    tokenizer = load_tokenizer(exported)
     lengths = [
         len(tokenizer(text, add_special_tokens=False).input_ids) for text in written(tmp_path, LANGUAGES[0])
     ]

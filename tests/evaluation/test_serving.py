@@ -25,14 +25,16 @@ WRITING = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
 
 def texts(count: int) -> list[str]:
     records = sample_records(find_language("mlt"), count=20 * count, seed=7)
-    return [record.text for record in records if len(record.text) > 70][:count]
+    return [record.text for record in records if record.text.count(" ") > 9][:count]
 
 
 def asked() -> dict[str, list[tuple[Any, ...]]]:
     """Of every kind: several windows, empty contexts, single tokens after one context, contexts of unlike lengths."""
     some = texts(9)
-    choices = [(text[:40], text[40 : 40 + size]) for text in some[:5] for size in (9, 17)]
-    letters = [(f"{text[:30]}\n:", letter) for text in some[5:] for letter in "abcd"]
+    words = [text.split(" ") for text in some]
+    # Cut between words: a tokenizer that joins a continuation's pieces to the context's leaves nothing to score.
+    choices = [(" ".join(of[:5]), " " + " ".join(of[5 : 5 + size])) for of in words[:5] for size in (1, 3)]
+    letters = [(" ".join(of[:4]) + ":", letter) for of in words[5:] for letter in "abcd"]
     return {
         "loglikelihood": [*choices, *letters, ("", some[0][:20])],
         "loglikelihood_rolling": [(text,) for text in [*some[:4], "\n".join(some)]],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.suites import load_suite, plan, suite_names
+from lape_ds.evaluation.harness_tasks import own_tasks
+from lape_ds.evaluation.suites import LeftOut, left_out, load_suite, plan, suite_languages, suite_names
 from lape_ds.languages import find_language
+from lape_ds.resources import asset
 
 VALID = """\
 name: own
@@ -41,6 +44,8 @@ def test_every_shipped_suite_is_named_as_its_file_and_plans():
         suite = load_suite(name)
         assert suite.name == name
         assert plan(suite, ["mlt", "eng"])
+        for title, task in suite.tasks.items():
+            assert task.num_fewshot is not None, title  # what is shipped says how many
 
 
 def test_plan_fills_in_the_language_and_leaves_out():
@@ -63,7 +68,10 @@ def test_a_task_name_may_hold_the_language(tmp_path: Path):
     suite = load_suite(written(tmp_path, VALID.replace("cldr_topic", '"belebele_{belebele}"')))
     # Belebele writes Estonian `est`, FLORES+ `ekk`.
     assert plan(suite, ["ekk"])[0].name == "belebele_est_Latn"
-    with pytest.raises(UserError, match=r"topic.*Welsh.*belebele.*left_out"):  # Belebele has no Welsh
+    # Belebele has no Welsh.
+    assert [one.language for one in plan(suite, ["cym", "ekk"])] == ["ekk_Latn"]
+    assert left_out(suite, ["cym", "ekk"]) == [LeftOut("topic", "cym_Latn", "no Welsh in it")]
+    with pytest.raises(UserError, match=r"no task for cym_Latn: .*`lape-ds suites own`"):
         plan(suite, ["cym"])
 
 
@@ -88,7 +96,25 @@ def test_unknown_language_and_nothing_left():
     [
         ("metric:", "metrc:", r"tasks\.topic\.metrc: unknown key, did you mean 'metric'\?.*own\.yaml:6"),
         ("name:", "nmae:", r"nmae: unknown key, did you mean 'name'\?.*own\.yaml:1"),
-        ("    metric: acc\n", "", r"tasks\.topic\.metric: must be given .*own\.yaml:3"),
+        (
+            'task: cldr_topic\n    metadata: {language: "{code}"}\n    metric: acc\n',
+            'task: "belebele_{belebele}"\n',
+            r"tasks\.topic\.metric: must be given where the task's name holds a placeholder \(.*own\.yaml:3",
+        ),
+        (
+            "cldr_topic",
+            '"a_{belebel}"',
+            r"tasks\.topic: unknown placeholder \{belebel\}, did you mean 'belebele'\?.*own\.yaml:3",
+        ),
+        ("{code}", "{kode}", r"tasks\.topic: unknown placeholder \{kode\}, did you mean 'code'\?"),
+        ("0.25", "0.25\n    languages: [Maltees]", r"tasks\.topic\.languages.*Maltees.*own\.yaml:9"),
+        ("name: own", "name: own\nlanguages: some", r"languages: .*own\.yaml:2"),
+        (
+            "name: own",
+            "name: own\ninclude: quickstrat",
+            r"unknown suite 'quickstrat', did you mean 'quickstart'",
+        ),
+        ("name: own", "name: own\ninclude: own.yaml", r"own\.yaml includes itself"),
         ("higher", "up", r"tasks\.topic\.direction: .*'higher' or 'lower', not 'up' .*own\.yaml:7"),
         ("0.25", "often", r"tasks\.topic\.random_baseline: .*not 'often' .*own\.yaml:8"),
         ("0.25", "0.25\n    num_fewshot: -1", r"tasks\.topic\.num_fewshot: .*0, not -1 .*own\.yaml:9"),
@@ -103,8 +129,6 @@ def test_faults_are_one_line_with_key_place_and_what_is_allowed(
     tmp_path: Path, old: str, new: str, expected: str
 ):
     assert old in VALID
-    import re
-
     message = refusal(tmp_path, VALID.replace(old, new))
     assert re.search(expected, message), message
 
@@ -112,3 +136,66 @@ def test_faults_are_one_line_with_key_place_and_what_is_allowed(
 def test_left_out_takes_any_name_of_a_language(tmp_path: Path):
     path = written(tmp_path, VALID + "    left_out: {Maltese: no such text}\n")
     assert load_suite(path).tasks["topic"].left_out == {find_language("mt").code: "no such text"}
+
+
+def test_an_included_suite_s_tasks_come_first_and_give_way_to_one_s_own(tmp_path: Path):
+    suite = load_suite(written(tmp_path, VALID.replace("name: own", "name: own\ninclude: quickstart")))
+    assert list(suite.tasks) == ["bits_per_byte", "topic", "cloze", "translation"]
+    assert suite.tasks["topic"] == load_suite(written(tmp_path, VALID)).tasks["topic"]
+    assert suite.tasks["cloze"] == load_suite("quickstart").tasks["cloze"]
+    other = tmp_path / "other.yaml"
+    other.write_text("name: other\ninclude: own.yaml\n", encoding="utf-8")  # a path is seen from the file
+    assert list(load_suite(other).tasks) == ["topic"]
+
+
+def test_retention_is_monolingual_on_other_languages():
+    retention, monolingual = load_suite("multilingual-retention"), load_suite("monolingual")
+    assert retention.tasks == monolingual.tasks
+    recipe = {"trained": ["mt"], "identified": ["en", "Maltese", "ka"]}
+    assert suite_languages(monolingual, **recipe) == ["mlt_Latn"]
+    assert suite_languages(retention, **recipe) == ["eng_Latn", "kat_Geor"]
+    assert suite_languages(load_suite("general"), **recipe) == ["eng_Latn"]
+    with pytest.raises(
+        UserError, match="multilingual-retention is for untrained languages and the recipe has none"
+    ):
+        suite_languages(retention, trained=["mt"], identified=["mt"])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("all", ["mlt_Latn", "eng_Latn", "kat_Geor", "ekk_Latn"]),
+        ("few", ["mlt_Latn", "eng_Latn", "kat_Geor"]),
+        ("[Welsh, mt, cy]", ["cym_Latn", "mlt_Latn"]),
+    ],
+)
+def test_whom_a_suite_is_for(tmp_path: Path, said: str, expected: list[str]):
+    suite = load_suite(written(tmp_path, VALID.replace("name: own", f"name: own\nlanguages: {said}")))
+    assert suite_languages(suite, trained=["mt"], identified=["en", "ka", "mt", "et"]) == expected
+
+
+def test_a_short_line_is_read_as_the_task_says(tmp_path: Path):
+    suite = load_suite(
+        written(
+            tmp_path,
+            "name: own\ntasks:\n  cldr_topic:\n  mine: cldr_bits_per_byte\n  third: {task: cldr_cloze, metric: acc_bytes}\n",
+        )
+    )
+    assert [(one.task, one.metric, one.direction) for one in suite.tasks.values()] == [
+        ("cldr_topic", "acc", "higher"),
+        ("cldr_bits_per_byte", "bits_per_byte", "lower"),
+        ("cldr_cloze", "acc_bytes", "higher"),
+    ]
+    with pytest.raises(
+        UserError, match=r"suite task 'third' .*own\.yaml:3.*cldr_cloze has no metric 'f1' but acc, acc_bytes"
+    ):
+        load_suite(written(tmp_path, "name: own\ntasks:\n  third: {task: cldr_cloze, metric: f1}\n"))
+
+
+def test_every_yaml_under_tasks_is_a_task_and_a_template_is_none():
+    """The harness takes every .yaml for a task, a template among them."""
+    files = list(asset("eval/tasks").rglob("*.yaml"))
+    names = [re.search(r"^task: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE) for path in files]
+    assert all(names)
+    assert {name[1] for name in names if name} == set(own_tasks())
+    assert len(own_tasks()) == len(files)

@@ -182,8 +182,9 @@ def last_step(run_dir: Path) -> int:
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     """All lines, without what the clock says."""
+    clock = ("seconds", "tokens_per_second", "heldout_seconds")
     return [
-        {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_second")}
+        {key: value for key, value in line.items() if key not in clock}
         for line in read_metrics(run_dir / "metrics.jsonl")
     ]
 

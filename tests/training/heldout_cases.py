@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def measurements(self) -> list[str]:
-        """Every third step is a mixture of the other two: one layout of each stage has it."""
+        """Every third step is a mixture of the other two: one layout of each engine has it."""
         return [name for name in MEASUREMENTS if name != "every-third" or self in EVERY_THIRD]
 
     @property
@@ -68,7 +68,7 @@ LAYOUTS = [
     Layout(3, "masked", "weights"),
     Layout(2, "compact", method="lora"),  # with dropout, so every step draws
 ]
-EVERY_THIRD = (LAYOUTS[1], LAYOUTS[3], LAYOUTS[4], LAYOUTS[6])
+EVERY_THIRD = (Layout(1, "masked", "states"), Layout(3, "compact"))
 
 
 def overrides(layout: Layout, measurement: str) -> list[str]:
@@ -76,7 +76,12 @@ def overrides(layout: Layout, measurement: str) -> list[str]:
         f"train.run_name=heldout/{layout.name}/{measurement}",
         f"train.max_steps={STEPS}",
         "train.gradient_accumulation_steps=1",
+        # Little of ka is replayed, and more of it would have to be read to hold out enough.
+        "train.tokens=1500",
+        "train.heldout.tokens_per_language=100",
         "train.heldout.tokens_per_batch=64",
+        "train.checkpoint_every_steps=100",  # only the best ones and the last
+        "launch.check_memory=off",
         *layout.overrides,
         *MEASUREMENTS.get(measurement, ["train.heldout.every_steps=1"]),
     ]

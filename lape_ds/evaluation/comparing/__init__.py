@@ -1,0 +1,1 @@
+"""Comparing models that are measured: differences, document by document, from the samples that `lape-ds eval` kept."""
