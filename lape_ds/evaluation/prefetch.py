@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.suites import PlannedTask
+from lape_ds.recipe import Recipe
 
 
 class _Needs(NamedTuple):
@@ -26,16 +27,18 @@ class _Needs(NamedTuple):
 
     models: Mapping[str, tuple[str, str | None]]
     planned: Sequence[PlannedTask]
-    datasets: Mapping[str, str]
+    recipe: Recipe | None
+    output_dir: Path
 
 
 def prefetch(
     models: Mapping[str, tuple[str, str | None]],
     planned: Sequence[PlannedTask],
     *,
-    datasets: Mapping[str, str] | None = None,
+    recipe: Recipe | None,
+    output_dir: Path,
 ) -> None:
-    """Brings models, tokenizers, the tasks' data and sacrebleu's model, and prints a line for each.
+    """Brings models, tokenizers, the tasks' data, sacrebleu's model and held-out text, and prints a line for each.
 
     A failure is told and the rest goes on. In the end a process that may not use the hub asks for all of it again, because
     `datasets` does not find everything that it has fetched without a network (5.2: not what a task names by `data_files` or
@@ -44,14 +47,15 @@ def prefetch(
     Args:
         models: Label -> (folder or hub id, revision).
         planned: Tasks.
-        datasets: As for `build_task`.
+        recipe: Whose corpus is held out and whose local copies stand in for data sets.
+        output_dir: Of the results; the held-out text goes there.
 
     Raises:
         UserError: Something is missing at the end.
     """
     from huggingface_hub import constants
 
-    needs = _Needs(models, planned, datasets or {})
+    needs = _Needs(models, planned, recipe, output_dir)
     advice = "mend what is told above and give the command again"
     missing = _fetch(needs)
     if constants.HF_HUB_OFFLINE:
@@ -93,6 +97,7 @@ def _told(name: str, fault: str | None) -> bool:
 
 def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
     """Each thing's name, and what is wrong with it or None, once it has been asked for."""
+    from lape_ds.evaluation.heldout import with_heldout  # needs torch
     from lape_ds.evaluation.tasks import build_task
 
     for label, (path, revision) in needs.models.items():
@@ -101,9 +106,19 @@ def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
             f"model {label} ({path}{at})",
             _fault(lambda path=path, revision=revision: _load_tokenizer(path, revision)),
         )
+    datasets = needs.recipe.eval.datasets if needs.recipe else {}
     for one in needs.planned:
+        with_text: list[PlannedTask] = []
+        fault = _fault(
+            lambda one=one, found=with_text: found.extend(with_heldout([one], needs.recipe, needs.output_dir))
+        )
+        if fault is None and not with_text:
+            continue  # there is no held-out text of this language, as a warning has told
         # The task is built with all its splits, and sacrebleu's model where it is scored by spBLEU.
-        yield f"data of {one.name}", _fault(lambda one=one: build_task(one, datasets=needs.datasets))
+        yield (
+            f"data of {one.name}",
+            fault or _fault(lambda found=with_text: build_task(found[0], datasets=datasets)),
+        )
 
 
 def _fault(ask: Callable[[], object]) -> str | None:
@@ -117,7 +132,7 @@ def _fault(ask: Callable[[], object]) -> str | None:
 
 def _load_tokenizer(path: str, revision: str | None) -> None:
     """Of a model, whose other files come with it."""
-    from lape_ds.model.loading import load_tokenizer, resolve_model  # needs torch, which data does not
+    from lape_ds.model.loading import load_tokenizer, resolve_model
 
     load_tokenizer(resolve_model(path, revision))
 
@@ -176,6 +191,7 @@ def _quiet(*, bars: bool) -> None:
 def _main() -> None:
     """The process without a network: what to ask for on stdin, its answers on stdout."""
     _quiet(bars=False)
+    logging.disable(logging.WARNING)  # heard before
     print(json.dumps(list(_ask(pickle.load(sys.stdin.buffer)))))
 
 
