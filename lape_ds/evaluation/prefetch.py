@@ -13,13 +13,15 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.suites import PlannedTask
 from lape_ds.recipe import Recipe
+
+Value = TypeVar("Value")
 
 
 class _Needs(NamedTuple):
@@ -68,7 +70,8 @@ def prefetch(
             f"{len(missing)} of what this evaluation needs {'are' if len(missing) > 1 else 'is'} missing: {advice}"
         )
     print(
-        f"all is there; set HF_HUB_OFFLINE=1 to evaluate without a network, where the same HF_HOME ({constants.HF_HOME}) is seen"
+        "all is there; without a network: HF_HUB_OFFLINE=1 lape-ds eval …, on nodes that see the same HF_HOME "
+        f"({constants.HF_HOME}) and {_spbleu_folder().parent}"
     )
 
 
@@ -102,32 +105,22 @@ def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
 
     for label, (path, revision) in needs.models.items():
         at = f" at {revision}" if revision else ""
-        yield (
-            f"model {label} ({path}{at})",
-            _fault(lambda path=path, revision=revision: _load_tokenizer(path, revision)),
-        )
-    datasets = needs.recipe.eval.datasets if needs.recipe else {}
+        yield f"model {label} ({path}{at})", _tried(_load_tokenizer, path, revision)[1]
+    # A task is built with all its splits, and with sacrebleu's model where it is scored by spBLEU.
+    build = partial(build_task, datasets=needs.recipe.eval.datasets if needs.recipe else {})
     for one in needs.planned:
-        with_text: list[PlannedTask] = []
-        fault = _fault(
-            lambda one=one, found=with_text: found.extend(with_heldout([one], needs.recipe, needs.output_dir))
-        )
-        if fault is None and not with_text:
+        with_text, fault = _tried(with_heldout, [one], needs.recipe, needs.output_dir)
+        if with_text == []:
             continue  # there is no held-out text of this language, as a warning has told
-        # The task is built with all its splits, and sacrebleu's model where it is scored by spBLEU.
-        yield (
-            f"data of {one.name}",
-            fault or _fault(lambda found=with_text: build_task(found[0], datasets=datasets)),
-        )
+        yield f"data of {one.name}", fault or _tried(build, *(with_text or []))[1]
 
 
-def _fault(ask: Callable[[], object]) -> str | None:
-    """The user's error of a call in one line."""
+def _tried(ask: Callable[..., Value], *arguments: Any) -> tuple[Value | None, str | None]:
+    """What a call gives, or the user's error in one line."""
     try:
-        ask()
+        return ask(*arguments), None
     except UserError as error:
-        return " ".join(str(error).split())
-    return None
+        return None, " ".join(str(error).split())
 
 
 def _load_tokenizer(path: str, revision: str | None) -> None:
@@ -153,11 +146,16 @@ def _cached_bytes() -> int:
     """Of all that has come from a network so far."""
     from datasets import config
     from huggingface_hub import constants
-    from sacrebleu.utils import SACREBLEU_DIR
 
-    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), Path(SACREBLEU_DIR) / "models"]
+    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), _spbleu_folder()]
     folders.append(Path(config.DOWNLOADED_DATASETS_PATH))
     return sum(_folder_bytes(one, one.stat().st_mtime_ns) for one in folders if one.is_dir())
+
+
+def _spbleu_folder() -> Path:
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    return Path(SACREBLEU_DIR) / "models"
 
 
 @cache

@@ -125,7 +125,7 @@ def test_what_is_there_is_not_fetched_a_second_time(runs: dict[str, Done]):
         r"data of arc_easy_mlt_Latn: fetched [\d.]+ kB",
         r"data of flores_from_english_mlt_Latn: fetched [\d.]+ kB",
         r"data of heldout_bits_per_byte_mlt_Latn: there already",
-        r"all is there; set HF_HUB_OFFLINE=1 to evaluate without a network, .*HF_HOME \(.*/home\) is seen",
+        r"all is there; without a network: HF_HUB_OFFLINE=1 lape-ds eval …, .*HF_HOME \(.*/home\) and .*/home/sacrebleu",
     ]
     for pattern, line in zip(said, done.out.splitlines(), strict=True):
         assert re.fullmatch(pattern, line)
