@@ -25,7 +25,6 @@ from tests.evaluation.test_harness import by_hand
 from tests.hub import serving
 from tests.processes import REPO
 
-
 Document = list[list[str]]  # the arguments of each of its requests
 
 
