@@ -52,10 +52,11 @@ def evaluate_command(request: EvalRequest) -> Results:
     output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
     sources = named_models(request.targets, request.overrides, packs_dir=output_dir / "packs")
     parts = [_part(load_suite(name), request, recipe) for name in _suite_names(request, recipe)]
-    tasks = with_heldout(_each_once(parts), recipe, output_dir)
     if request.prefetch:
-        prefetch({one.label: (one.path, one.revision) for one in sources}, tasks)
+        models = {one.label: (one.path, one.revision) for one in sources}
+        prefetch(models, _each_once(parts), recipe=recipe, output_dir=output_dir)
         return {}
+    tasks = with_heldout(_each_once(parts), recipe, output_dir)
     with ServedModel() as model:
         measured = measure(
             model,

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import datasets
 import lm_eval.api.task
 import torch
 from lm_eval.api.instance import Instance
@@ -295,14 +296,19 @@ def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Silences what the harness says of its own start, and the bars for prompts and for loading weights."""
+    """Silences what the harness says of its own start, and the bars for prompts and for loading weights.
+
+    Without a network `datasets` would tell of every data set that it takes from the cache.
+    """
     logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, lm_eval.api.task.tqdm
+    level, bar, verbosity = logger.level, lm_eval.api.task.tqdm, datasets.logging.get_verbosity()
     logger.setLevel(logging.ERROR)
+    datasets.logging.set_verbosity_error()
     lm_eval.api.task.tqdm = lambda items, **_: items  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with without_bars():
             yield
     finally:
         logger.setLevel(level)
+        datasets.logging.set_verbosity(verbosity)
         lm_eval.api.task.tqdm = bar

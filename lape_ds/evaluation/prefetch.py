@@ -13,12 +13,15 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.suites import PlannedTask
+from lape_ds.recipe import Recipe
+
+Value = TypeVar("Value")
 
 
 class _Needs(NamedTuple):
@@ -26,16 +29,18 @@ class _Needs(NamedTuple):
 
     models: Mapping[str, tuple[str, str | None]]
     planned: Sequence[PlannedTask]
-    datasets: Mapping[str, str]
+    recipe: Recipe | None
+    output_dir: Path
 
 
 def prefetch(
     models: Mapping[str, tuple[str, str | None]],
     planned: Sequence[PlannedTask],
     *,
-    datasets: Mapping[str, str] | None = None,
+    recipe: Recipe | None,
+    output_dir: Path,
 ) -> None:
-    """Brings models, tokenizers, the tasks' data and sacrebleu's model, and prints a line for each.
+    """Brings models, tokenizers, the tasks' data, sacrebleu's model and held-out text, and prints a line for each.
 
     A failure is told and the rest goes on. In the end a process that may not use the hub asks for all of it again, because
     `datasets` does not find everything that it has fetched without a network (5.2: not what a task names by `data_files` or
@@ -44,14 +49,15 @@ def prefetch(
     Args:
         models: Label -> (folder or hub id, revision).
         planned: Tasks.
-        datasets: As for `build_task`.
+        recipe: Whose corpus is held out and whose local copies stand in for data sets.
+        output_dir: Of the results; the held-out text goes there.
 
     Raises:
         UserError: Something is missing at the end.
     """
     from huggingface_hub import constants
 
-    needs = _Needs(models, planned, datasets or {})
+    needs = _Needs(models, planned, recipe, output_dir)
     advice = "mend what is told above and give the command again"
     missing = _fetch(needs)
     if constants.HF_HUB_OFFLINE:
@@ -64,7 +70,8 @@ def prefetch(
             f"{len(missing)} of what this evaluation needs {'are' if len(missing) > 1 else 'is'} missing: {advice}"
         )
     print(
-        f"all is there; set HF_HUB_OFFLINE=1 to evaluate without a network, where the same HF_HOME ({constants.HF_HOME}) is seen"
+        "all is there; without a network: HF_HUB_OFFLINE=1 lape-ds eval …, on nodes that see the same HF_HOME "
+        f"({constants.HF_HOME}) and {_spbleu_folder().parent}"
     )
 
 
@@ -93,31 +100,32 @@ def _told(name: str, fault: str | None) -> bool:
 
 def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
     """Each thing's name, and what is wrong with it or None, once it has been asked for."""
+    from lape_ds.evaluation.heldout import with_heldout  # needs torch
     from lape_ds.evaluation.tasks import build_task
 
     for label, (path, revision) in needs.models.items():
         at = f" at {revision}" if revision else ""
-        yield (
-            f"model {label} ({path}{at})",
-            _fault(lambda path=path, revision=revision: _load_tokenizer(path, revision)),
-        )
+        yield f"model {label} ({path}{at})", _tried(_load_tokenizer, path, revision)[1]
+    # A task is built with all its splits, and with sacrebleu's model where it is scored by spBLEU.
+    build = partial(build_task, datasets=needs.recipe.eval.datasets if needs.recipe else {})
     for one in needs.planned:
-        # The task is built with all its splits, and sacrebleu's model where it is scored by spBLEU.
-        yield f"data of {one.name}", _fault(lambda one=one: build_task(one, datasets=needs.datasets))
+        with_text, fault = _tried(with_heldout, [one], needs.recipe, needs.output_dir)
+        if with_text == []:
+            continue  # there is no held-out text of this language, as a warning has told
+        yield f"data of {one.name}", fault or _tried(build, *(with_text or []))[1]
 
 
-def _fault(ask: Callable[[], object]) -> str | None:
-    """The user's error of a call in one line."""
+def _tried(ask: Callable[..., Value], *arguments: Any) -> tuple[Value | None, str | None]:
+    """What a call gives, or the user's error in one line."""
     try:
-        ask()
+        return ask(*arguments), None
     except UserError as error:
-        return " ".join(str(error).split())
-    return None
+        return None, " ".join(str(error).split())
 
 
 def _load_tokenizer(path: str, revision: str | None) -> None:
     """Of a model, whose other files come with it."""
-    from lape_ds.model.loading import load_tokenizer, resolve_model  # needs torch, which data does not
+    from lape_ds.model.loading import load_tokenizer, resolve_model
 
     load_tokenizer(resolve_model(path, revision))
 
@@ -138,11 +146,16 @@ def _cached_bytes() -> int:
     """Of all that has come from a network so far."""
     from datasets import config
     from huggingface_hub import constants
-    from sacrebleu.utils import SACREBLEU_DIR
 
-    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), Path(SACREBLEU_DIR) / "models"]
+    folders = [*Path(constants.HF_HUB_CACHE).glob("*/blobs"), _spbleu_folder()]
     folders.append(Path(config.DOWNLOADED_DATASETS_PATH))
     return sum(_folder_bytes(one, one.stat().st_mtime_ns) for one in folders if one.is_dir())
+
+
+def _spbleu_folder() -> Path:
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    return Path(SACREBLEU_DIR) / "models"
 
 
 @cache
@@ -176,6 +189,7 @@ def _quiet(*, bars: bool) -> None:
 def _main() -> None:
     """The process without a network: what to ask for on stdin, its answers on stdout."""
     _quiet(bars=False)
+    logging.disable(logging.WARNING)  # heard before
     print(json.dumps(list(_ask(pickle.load(sys.stdin.buffer)))))
 
 

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lape_ds.evaluation.lm import load_harness_model
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, load_harness_model
 from tests.evaluation.published import (
     CONTEXT,
     roomy_model,
@@ -24,6 +24,8 @@ from tests.evaluation.published import (
 from tests.evaluation.test_harness import by_hand
 from tests.hub import serving
 from tests.processes import REPO
+
+Document = list[list[str]]  # the arguments of each of its requests
 
 
 class Measured(NamedTuple):
@@ -88,12 +90,14 @@ def run(command: list[str], environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def prompts(samples: list[dict[str, Any]]) -> list[list[str]]:
+def prompts(samples: list[dict[str, Any]]) -> list[Document]:
     """Every argument of every request; `lm_eval` writes them under names, the harness in process as lists."""
-    arguments = [sample["arguments"] for sample in samples]
-    if isinstance(arguments[0], dict):
-        arguments = [[list(request.values()) for request in by_name.values()] for by_name in arguments]
-    return arguments
+    found: list[Document] = []
+    for sample in samples:
+        arguments = sample["arguments"]
+        by_name = isinstance(arguments, dict)
+        found.append([list(request.values()) for request in arguments.values()] if by_name else arguments)
+    return found
 
 
 def log_likelihoods(samples: list[dict[str, Any]]) -> list[float]:
@@ -122,21 +126,26 @@ def test_examples_that_are_drawn_differ_by_design_and_the_questions_do_not(measu
 def test_the_requests_of_the_command_line_score_alike(measured: Measured):
     """ARC's, whose answers are of several tokens, through our side of the model."""
     theirs = measured.theirs["arc_easy"]
-    model = load_harness_model(measured.folder, dtype="float32", batch_size=1)
+    model = load_harness_model(
+        ModelSource("tiny", str(measured.folder)), ModelSettings(batch_size=1), weights=""
+    )
     asked = [tuple(request) for document in prompts(theirs) for request in document]
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(asked)]
     found = [log_likelihood for log_likelihood, _ in model.loglikelihood(requests)]
     assert found == pytest.approx(log_likelihoods(theirs), rel=1e-6)
 
 
-def split(documents: list[list[list[str]]]) -> list[tuple[str, str, str]]:
+def split(documents: list[Document]) -> list[tuple[str, str, str]]:
     """Examples, question and answer of every request."""
-    return [
-        (*context.rpartition("\n\n")[::2], answer) for document in documents for context, answer in document
-    ]
+    found: list[tuple[str, str, str]] = []
+    for document in documents:
+        for context, answer in document:
+            shown, _, question = context.rpartition("\n\n")
+            found.append((shown, question, answer))
+    return found
 
 
-def last_parts(documents: list[list[list[str]]]) -> list[tuple[str, str]]:
+def last_parts(documents: list[Document]) -> list[tuple[str, str]]:
     return [(question, answer) for _, question, answer in split(documents)]
 
 

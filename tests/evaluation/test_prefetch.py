@@ -17,7 +17,19 @@ from tests.hub import Hub, serving
 from tests.processes import REPO
 
 ARC, FLORES, MODEL, TOKEN = "allenai/ai2_arc", "openlanguagedata/flores_plus", "org/tiny", "hf_known"
-SUITES = {"all": ("mmlu", "arc", "flores", "wikitext"), "had": ("mmlu", "arc", "flores")}
+SUITES = {
+    "all": ("mmlu", "arc", "flores", "heldout", "wikitext"),
+    "had": ("mmlu", "arc", "flores", "heldout"),
+}
+RECIPE = """\
+name: tiny
+output_dir: {work}/runs
+languages: {{target: mlt, identify: [mlt, eng]}}
+model: {{path: {model}, dtype: float32}}
+corpus: {{source: {{kind: cldr, records: 100}}, heldout_share: 0.1}}
+train: {{tokens: all, heldout: {{tokens_per_language: 200}}}}
+eval: {{limit: 1}}
+"""
 # `lape-ds` where sacrebleu's model has another address; it can be set in no other way.
 HERE = """
 from sacrebleu.tokenizers import tokenizer_spm
@@ -40,20 +52,15 @@ class Client:
 
     def __init__(self, work: Path, hub: Hub):
         self.work, self.hub = work, hub
+        self.recipe = work / "tiny.yaml"
+        self.recipe.write_text(RECIPE.format(work=work, model=MODEL), encoding="utf-8")
         self.suites = {name: write_suite(work / f"{name}.yaml", *titles) for name, titles in SUITES.items()}
 
     def eval(self, suite: str, *options: str, **environment: str) -> Done:
         num_asked = len(self.hub.asked)
-        command = [
-            sys.executable,
-            "-c",
-            HERE.format(url=self.hub.url),
-            "eval",
-            MODEL,
-            "--suite",
-            str(self.suites[suite]),
-        ]
-        command += ["--languages", "mlt", "--output", str(self.work / "out"), "--limit", "1", *options]
+        lape_ds = [sys.executable, "-c", HERE.format(url=self.hub.url)]
+        suite_file = str(self.suites[suite])
+        command = [*lape_ds, "eval", str(self.recipe), "--suite", suite_file, "--languages", "mlt", *options]
         done = subprocess.run(
             command,
             env=self.hub.environment(self.work / "home", OMP_NUM_THREADS="1", **environment),
@@ -95,16 +102,17 @@ def test_a_failure_is_told_in_one_line_and_the_rest_goes_on(runs: dict[str, Done
     done = runs["stranger"]
     assert done.code == 2, done.err
     said = [
-        rf"model tiny \({MODEL}\): MISSING, .*gated.*https://huggingface.co/{MODEL}, then log in.*",
+        rf"model base \({MODEL}\): MISSING, .*gated.*https://huggingface.co/{MODEL}, then log in.*",
         r"data of mmlu_anatomy_mlt_Latn: fetched [\d.]+ kB",
         rf"data of arc_easy_mlt_Latn: MISSING, .*gated.*https://huggingface.co/datasets/{ARC} and log in.*HF_TOKEN.*",
         rf"data of flores_from_english_mlt_Latn: MISSING, .*gated.*https://huggingface.co/datasets/{FLORES} and log in.*",
+        rf"data of heldout_bits_per_byte_mlt_Latn: MISSING, .*{MODEL}.*gated.*",
         r"data of wikitext_mlt_Latn: MISSING, .*no hub data set EleutherAI/wikitext_document_level.*",
     ]
     for pattern, line in zip(said, done.out.splitlines(), strict=True):
         assert re.fullmatch(pattern, line)
     assert done.err == (
-        "error: 4 of what this evaluation needs are missing: mend what is told above and give the command again\n"
+        "error: 5 of what this evaluation needs are missing: mend what is told above and give the command again\n"
     )
 
 
@@ -112,15 +120,16 @@ def test_what_is_there_is_not_fetched_a_second_time(runs: dict[str, Done]):
     done = runs["known"]
     assert done.code == 0, done.out + done.err
     said = [
-        rf"model tiny \({MODEL}\): fetched [\d.]+ kB",
+        rf"model base \({MODEL}\): fetched [\d.]+ kB",
         r"data of mmlu_anatomy_mlt_Latn: there already",
         r"data of arc_easy_mlt_Latn: fetched [\d.]+ kB",
         r"data of flores_from_english_mlt_Latn: fetched [\d.]+ kB",
-        r"all is there; set HF_HUB_OFFLINE=1 to evaluate without a network, .*HF_HOME \(.*/home\) is seen",
+        r"data of heldout_bits_per_byte_mlt_Latn: there already",
+        r"all is there; without a network: HF_HUB_OFFLINE=1 lape-ds eval …, .*HF_HOME \(.*/home\) and .*/home/sacrebleu",
     ]
     for pattern, line in zip(said, done.out.splitlines(), strict=True):
         assert re.fullmatch(pattern, line)
-    assert done.err == ""
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["Packing mlt_Latn"]
     files = [line for line in done.asked if FILE.fullmatch(line)]
     assert len(files) == len(set(files))
     assert not [line for line in files if "mmlu" in line]
@@ -131,4 +140,5 @@ def test_the_evaluation_then_asks_for_nothing(runs: dict[str, Done]):
     done = runs["offline"]
     assert done.code == 0, done.out + done.err
     assert done.asked == []
+    assert "cached" not in done.err
     assert all(title in done.out for title in SUITES["had"])
