@@ -33,7 +33,7 @@ from lape_ds.evaluation.results import (
 )
 from lape_ds.evaluation.serving import RequestsFailed, ServedModel, TasksFailed, told
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
-from lape_ds.evaluation.tasks import build_task, task_settings
+from lape_ds.evaluation.tasks import begin_drawing, build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.runlog import Progress
 from lape_ds.training.ranks import world_size
@@ -251,6 +251,7 @@ def _attempt(
 def _run_task(
     model: ServedModel, planned: PlannedTask, task: Task, settings: dict[str, Any], *, limit: int | None
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
+    begin_drawing(task)
     # The harness's `simple_evaluate` is this call and half a second of listing the environment.
     found: Any = run_harness(
         model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lm_eval.api.group import Group
-from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
@@ -25,7 +23,7 @@ from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask
 from lape_ds.evaluation.translation_metrics import require_spbleu, spbleu
 
-FEWSHOT_SEED = 1234
+FEWSHOT_SEED = 1234  # of `lm_eval`, whose prompts ours equal
 # Data sets that no longer load, and what to measure instead.
 _DEAD = {"facebook/flores": "flores_from_english and flores_to_english, which read its successor FLORES+"}
 
@@ -54,6 +52,11 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
     task.set_config("task", planned.name)
     _check_metric(task, planned, where)
     return task
+
+
+def begin_drawing(task: Task) -> None:
+    """Puts a task's examples at their beginning: the harness draws anew for each document, and goes on where it has left off."""
+    task.set_fewshot_seed(FEWSHOT_SEED)
 
 
 def task_settings(planned: PlannedTask, task: Task) -> dict[str, Any]:
@@ -111,13 +114,13 @@ class _Factory(TaskFactory):
 
 
 def _settle(task: Task, planned: PlannedTask, where: str) -> None:
-    """Gives a task the suite's number of examples, always the same ones, and one way to read answers."""
+    """Gives a task the suite's number of examples, and one way to read answers."""
     wanted = planned.spec.num_fewshot
     num_fewshot = wanted if wanted is not None else task.get_config("num_fewshot") or 0
     task.set_config("num_fewshot", num_fewshot)
-    task.set_fewshot_seed(FEWSHOT_SEED)
+    begin_drawing(task)
     if hasattr(task, "sampler"):
-        _fix_examples(task, num_fewshot, where)
+        _check_examples(task, num_fewshot, where)
     names = [one.name for one in task._filters]
     chosen = planned.spec.filter or names[0]
     if chosen not in names:
@@ -127,28 +130,10 @@ def _settle(task: Task, planned: PlannedTask, where: str) -> None:
     task._filters = [task._filters[names.index(chosen)]]
 
 
-def _fix_examples(task: Task, num_fewshot: int, where: str) -> None:
-    """Makes a task show the same examples to every document, on any number of ranks.
-
-    The harness's default draws anew for each document from one stream, so that a document's prompt depends on which others its
-    rank has built before. Here: the first ones of an order that is the seed's alone, or the task's own where it wants the first.
-    """
-    sampler = _sampler(task)
-    rows: list[Any] = list(sampler.df)
-    own_order = isinstance(sampler, FirstNSampler) or task.config.fewshot_config.samples is not None
-    order = range(len(rows)) if own_order else random.Random(FEWSHOT_SEED).sample(range(len(rows)), len(rows))
-    chosen: list[Any] = []
-    for place in order:
-        # One more than shown: an example that is the document itself is passed over.
-        if len(chosen) > num_fewshot:
-            break
-        if rows[place] not in chosen:
-            chosen.append(rows[place])
-    if num_fewshot > len(chosen):
-        raise UserError(
-            f"{where}: num_fewshot {num_fewshot}, but {task.task_name} has {len(chosen)} different examples"
-        )
-    task.sampler = FirstNSampler(chosen)  # pyright: ignore[reportAttributeAccessIssue]
+def _check_examples(task: Task, num_fewshot: int, where: str) -> None:
+    there = len(_sampler(task).df)
+    if num_fewshot > there:
+        raise UserError(f"{where}: num_fewshot {num_fewshot}, but {task.task_name} has {there} examples")
 
 
 def _check_metric(task: Task, planned: PlannedTask, where: str) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lape_ds.evaluation.lm import ModelSettings, ModelSource, load_harness_model
 from tests.evaluation.published import (
     CONTEXT,
     roomy_model,
@@ -104,49 +102,15 @@ def log_likelihoods(samples: list[dict[str, Any]]) -> list[float]:
     return [float(reply[0][0]) for sample in samples for reply in sample["resps"]]
 
 
-def test_the_command_line_of_the_harness_gives_the_same(measured: Measured):
-    """MMLU shows its own first five examples: every byte of every prompt, and every log-likelihood."""
-    ours, theirs = measured.samples("mmlu_anatomy"), measured.theirs["mmlu_anatomy"]
+@pytest.mark.parametrize("task", ["mmlu_anatomy", "arc_easy"])
+def test_the_command_line_of_the_harness_gives_the_same(measured: Measured, task: str):
+    """Every byte of every prompt, and every log-likelihood. MMLU shows its own first five examples; ARC's are drawn for each
+    document."""
+    ours, theirs = measured.samples(task), measured.theirs[task]
     assert prompts(ours) == prompts(theirs)
     assert [sample["doc_hash"] for sample in ours] == [sample["doc_hash"] for sample in theirs]
     assert log_likelihoods(ours) == pytest.approx(log_likelihoods(theirs), rel=1e-6)
-    assert measured.score("mmlu_anatomy", "acc") == measured.results["mmlu_anatomy"]["acc,none"]
-
-
-def test_examples_that_are_drawn_differ_by_design_and_the_questions_do_not(measured: Measured):
-    """ARC's examples are drawn: by the command line anew for each document, so that a rank's share of the documents would
-    decide a document's prompt; by us once, for all documents, models and numbers of ranks."""
-    ours, theirs = prompts(measured.samples("arc_easy")), prompts(measured.theirs["arc_easy"])
-    assert last_parts(ours) == last_parts(theirs)
-    assert len({shown for shown, _, _ in split(ours)}) == 1
-    assert len({shown for shown, _, _ in split(theirs)}) == len(theirs)
-    assert {shown.count("\n\n") for shown, _, _ in split(ours) + split(theirs)} == {4}
-
-
-def test_the_requests_of_the_command_line_score_alike(measured: Measured):
-    """ARC's, whose answers are of several tokens, through our side of the model."""
-    theirs = measured.theirs["arc_easy"]
-    model = load_harness_model(
-        ModelSource("tiny", str(measured.folder)), ModelSettings(batch_size=1), weights=""
-    )
-    asked = [tuple(request) for document in prompts(theirs) for request in document]
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(asked)]
-    found = [log_likelihood for log_likelihood, _ in model.loglikelihood(requests)]
-    assert found == pytest.approx(log_likelihoods(theirs), rel=1e-6)
-
-
-def split(documents: list[Document]) -> list[tuple[str, str, str]]:
-    """Examples, question and answer of every request."""
-    found: list[tuple[str, str, str]] = []
-    for document in documents:
-        for context, answer in document:
-            shown, _, question = context.rpartition("\n\n")
-            found.append((shown, question, answer))
-    return found
-
-
-def last_parts(documents: list[Document]) -> list[tuple[str, str]]:
-    return [(question, answer) for _, question, answer in split(documents)]
+    assert measured.score(task, "acc") == measured.results[task]["acc,none"]
 
 
 def test_prompts_are_those_published(measured: Measured):

@@ -215,4 +215,4 @@ def test_the_harness_s_index_is_left_alone_for_a_task_of_ours(monkeypatch: pytes
     topic = plan(load_suite("quickstart"), ["mt"])[1]
     assert build_task(topic).task_name == "cldr_topic_mlt_Latn"
     with pytest.raises(AssertionError, match="indexed"):
-        build_task(replace(topic, harness_task="hellaswag"))
+        build_task(replace(topic, harness_task="mmlu"))
