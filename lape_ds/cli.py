@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lape_ds import __version__
-from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, load
+from lape_ds.cli_bench import bench_app
 from lape_ds.cli_eval import add_eval_commands
+from lape_ds.cli_neurons import neurons_app
 from lape_ds.cli_plan import add_plan_commands
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
 
 if TYPE_CHECKING:
-    from lape_ds.recipe import Recipe, TokenBudget
+    from lape_ds.recipe import TokenBudget
 
 app = typer.Typer(
     name="lape-ds",
@@ -34,18 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
-
-bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
-
-NeuronsArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SET", help="A neurons.safetensors, or a recipe that has one.", show_default=False
-    ),
-]
 
 
 def main() -> None:
@@ -86,15 +76,6 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
-def _load(path: str, overrides: list[str] | None) -> Recipe:
-    from lape_ds.recipe import load_recipe
-    from lape_ds.recipe.environment import enter_environment
-
-    recipe = load_recipe(path, overrides or [])
-    enter_environment(recipe.env)
-    return recipe
-
-
 def _version(show: bool) -> None:
     if show:
         typer.echo(__version__)
@@ -116,7 +97,7 @@ def pretrain(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
 
     Example: lape-ds pretrain recipes/quickstart.yaml
     """
-    _load(recipe, overrides)  # a bad one is refused before anything heavy is imported
+    load(recipe, overrides)  # a bad one is refused before anything heavy is imported
     from lape_ds.training.pretrain import pretrain
 
     pretrain(recipe, overrides or [])
@@ -128,7 +109,7 @@ def corpus(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     Example: lape-ds corpus recipes/llama-3.1-8b.yaml corpus.cache_dir=packed
     """
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from lape_ds.corpora.prepare import prepare_corpora
     from lape_ds.model.loading import load_tokenizer, recipe_model
 
@@ -152,7 +133,7 @@ def identify(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
 
     Example: lape-ds identify recipes/llama-3.1-8b.yaml identify.top_rate=0.01
     """
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from lape_ds.neurons.identify import identify
 
     identify(loaded)
@@ -165,7 +146,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     Example: lape-ds train recipes/llama-3.1-8b.yaml train.method=random launch.num_ranks=8
     """
-    _load(recipe, overrides)
+    load(recipe, overrides)
     from lape_ds.training.launch import launch_training
 
     launch_training(recipe, overrides or [])
@@ -177,7 +158,7 @@ def sweep(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     Example: lape-ds sweep recipes/quickstart.yaml sweep.seeds=[0,1,2]
     """
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from lape_ds.analysis.report import report_frontier
     from lape_ds.training.sweep_launch import launch_sweep
 
@@ -199,14 +180,10 @@ def export(
     Example: lape-ds export runs/quickstart/train/subnetwork
     """
     is_run = (Path(run) / "recipe.yaml").is_file() and not overrides
-    run_dir = Path(run) if is_run else _load(run, overrides).run_dir
+    run_dir = Path(run) if is_run else load(run, overrides).run_dir
     from lape_ds.training.export import export_model
 
-    done = export_model(run_dir, checkpoint=checkpoint, folder=output)
-    typer.echo(
-        f"{done.folder}: step {done.step:,} of {done.total_steps:,}; of {done.total:,} weights {done.trained:,} were trained and "
-        f"{done.changed:,} changed; where nothing was trained, every bit equals the base"
-    )
+    typer.echo(str(export_model(run_dir, checkpoint=checkpoint, folder=output)))
 
 
 @app.command()
@@ -217,7 +194,7 @@ def summary(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None
     """
     from lape_ds.training.outcome import summarize
 
-    summarize(_load(recipe, overrides))
+    summarize(load(recipe, overrides))
 
 
 @app.command()
@@ -244,143 +221,8 @@ def languages(
 
 add_plan_commands(app)
 add_eval_commands(app)
-
-
-@neurons_app.command("show")
-def show_neurons(neurons: NeuronsArgument) -> None:
-    """How many neurons each language has, and where.
-
-    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors
-    """
-    from lape_ds.neurons.neuron_set import NeuronSet
-
-    found = NeuronSet.load(_neurons_file(neurons))
-    everything = found.num_layers * found.neurons_per_layer
-    experts = f" in {found.experts_per_layer} experts" if found.experts_per_layer > 1 else ""
-    typer.echo(
-        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons{experts}, {found.method}"
-    )
-    for code in found.languages:
-        per_layer = " ".join(str(len(layer)) for layer in found.per_layer(code))
-        number = found.num_neurons(code)
-        typer.echo(f"{code:10} {number:8,} ({100 * number / everything:.3f} %)  per layer: {per_layer}")
-
-
-@neurons_app.command("overlap")
-def overlap_neurons(neurons: NeuronsArgument) -> None:
-    """Jaccard similarity of every pair of languages.
-
-    Example: lape-ds neurons overlap recipes/quickstart.yaml
-    """
-    from lape_ds.neurons.neuron_set import NeuronSet
-
-    found = NeuronSet.load(_neurons_file(neurons))
-    typer.echo(f"{'':10}" + "".join(f"{code:>10}" for code in found.languages))
-    for first in found.languages:
-        row = "".join(f"{found.jaccard(first, second):10.3f}" for second in found.languages)
-        typer.echo(f"{first:10}{row}")
-
-
-@neurons_app.command("import")
-def import_neurons(
-    published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.")],
-    languages: Annotated[str, typer.Option(help="In the file's order, comma-separated.")],
-    neurons_per_layer: Annotated[
-        int, typer.Option(min=1, help="The model's intermediate_size (x its experts).")
-    ],
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model that the set is of.")],
-    fingerprint: Annotated[
-        bool, typer.Option(help="Record the fingerprint of its weights (downloads a hub model).")
-    ] = True,
-) -> None:
-    """Turn a published .pth into a neuron set.
-
-    Example: lape-ds neurons import llama.pth out.safetensors --languages mt,af,is --neurons-per-layer 14336
-    --model meta-llama/Llama-3.1-8B
-    """
-    from lape_ds.languages import find_language
-    from lape_ds.model import loading
-    from lape_ds.neurons.formats import import_published
-
-    codes = [find_language(text).code for text in listed(languages)]
-    weights = loading.fingerprint(loading.resolve_model(model)) if fingerprint else ""
-    found = import_published(
-        published, codes, neurons_per_layer=neurons_per_layer, model_id=model, model_fingerprint=weights
-    )
-    found.save(output)
-    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
-
-
-@neurons_app.command("export")
-def export_neurons(
-    neurons: NeuronsArgument,
-    output: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published format to write.")],
-) -> None:
-    """Turn a neuron set into a published-style .pth.
-
-    Example: lape-ds neurons export recipes/quickstart.yaml neurons.pth
-    """
-    from lape_ds.neurons.formats import export_published
-    from lape_ds.neurons.neuron_set import NeuronSet
-
-    found = NeuronSet.load(_neurons_file(neurons))
-    export_published(found, output)
-    typer.echo(f"languages in order: {','.join(found.languages)}")
-
-
-ShapeOption = Annotated[
-    str | None,
-    typer.Option(help="cpu-100m, llama-3.1-8b or mistral-nemo-12b; by default what the machine can hold."),
-]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Counted rounds; two more go before them.")]
-SeedOption = Annotated[int, typer.Option(help="Of weights, tokens, neurons and orders.")]
-OutOption = Annotated[
-    Path, typer.Option(metavar="FILE.json", help="The record; its Markdown table goes beside it.")
-]
-
-
-@bench_app.command("train")
-def bench_train(
-    shape: ShapeOption = None,
-    neurons: Annotated[str, typer.Option(help="uniform-1%, or mt: Maltese as published.")] = "uniform-1%",
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; all if not given.")] = None,
-    rounds: RoundsOption = 12,
-    seed: SeedOption = 0,
-    out: OutOption = Path("bench-train.json"),
-) -> None:
-    """Time a whole training step of every method in interleaved rounds, and tell what each keeps in memory.
-
-    Example: lape-ds bench train --neurons mt --out mt.json
-    """
-    from lape_ds.bench.tables import show
-    from lape_ds.bench.train import bench_train
-
-    show(bench_train(shape, neurons=neurons, methods=listed(methods), rounds=rounds, seed=seed, out=out))
-
-
-@bench_app.command("identify")
-def bench_identify(
-    shape: ShapeOption = None,
-    rounds: RoundsOption = 8,
-    seed: SeedOption = 0,
-    out: OutOption = Path("bench-identify.json"),
-) -> None:
-    """Time counting beside a bare forward pass and a plain loop with hooks.
-
-    Example: lape-ds bench identify --out identify.json
-    """
-    from lape_ds.bench.identify import bench_identify
-    from lape_ds.bench.tables import show
-
-    show(bench_identify(shape, rounds=rounds, seed=seed, out=out))
-
-
-def _neurons_file(target: str) -> Path:
-    if target.endswith(".safetensors"):
-        return Path(target)
-    loaded = _load(target, None)
-    return loaded.train.neurons or loaded.identify_dir / "neurons.safetensors"
+app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
+app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
 
 
 if __name__ == "__main__":

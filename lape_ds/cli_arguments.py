@@ -1,13 +1,16 @@
-"""Arguments that several commands of `lape-ds` take.
+"""Arguments that several commands of `lape-ds` take, and how a recipe among them is loaded.
 
 Below the commands.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lape_ds.recipe import Recipe
 
 RecipeArgument = Annotated[
     str,
@@ -24,3 +27,13 @@ OverridesArgument = Annotated[
 def listed(text: str | None) -> list[str]:
     """The words of a comma-separated option."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def load(path: str, overrides: list[str] | None) -> Recipe:
+    """A command's recipe, whose environment variables are this process's from now on."""
+    from lape_ds.recipe import load_recipe
+    from lape_ds.recipe.environment import enter_environment
+
+    recipe = load_recipe(path, overrides or [])
+    enter_environment(recipe.env)
+    return recipe

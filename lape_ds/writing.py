@@ -117,10 +117,12 @@ def check_writable(folder: Path) -> None:
     """Refuses a folder that cannot be written into or made, without touching it.
 
     Raises:
-        UserError: It, or the nearest folder above it that is there, is read-only for us.
+        UserError: It, or what is nearest above it, is read-only for us, or a file.
     """
     # Not `Path.exists`, which raises where a folder above must not be looked into.
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so {folder} cannot be made below it; set another output_dir")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
             f"{there} is read-only for this user on this machine: {folder} could not be written; make it writable or set another "

@@ -11,7 +11,7 @@ import pytest
 
 from lape_ds import writing
 from lape_ds.errors import UserError
-from lape_ds.writing import whole_file, whole_folder, write_json, write_text
+from lape_ds.writing import check_writable, whole_file, whole_folder, write_json, write_text
 
 MARKERS = ("config.json", "tokenizer.json")
 
@@ -138,3 +138,12 @@ def test_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
         (temporary / "config.json").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "disk" / "model" / "config.json").read_text() == "new"
+
+
+def test_a_folder_below_a_file_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(
+        UserError, match=r"/runs is a file, so .*/runs/train/full cannot be made below it; set another"
+    ):
+        check_writable(tmp_path / "runs" / "train" / "full")
+    check_writable(tmp_path / "other" / "train")

@@ -146,11 +146,17 @@ def load_skeleton(folder: Path, **settings: Any) -> PreTrainedModel:
         **settings: For `from_config`: `dtype`, `attn_implementation`.
 
     Raises:
-        UserError: transformers does not know the architecture, or the checkpoint is quantised.
+        UserError: transformers does not know the architecture, or it has no such attention; or the checkpoint is quantised.
     """
     config = _load_config(folder)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, **settings)
+        try:
+            model = AutoModelForCausalLM.from_config(config, **settings)
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # an attention that it does not have, or that is not installed
+            raise UserError(f"{folder}: the model there cannot be built: {first_line(error)}") from error
     model.tie_weights()  # moving weights to the meta device has parted those that are one
     return model.eval()
 

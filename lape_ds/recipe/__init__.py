@@ -4,36 +4,37 @@ First room on the data's way: `load_recipe` at the start of every stage, `freeze
 """
 
 from lape_ds.recipe.base import Section
+from lape_ds.recipe.fields import LanguageCode, TokenBudget
 from lape_ds.recipe.freezing import check_frozen, first_difference, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import load_recipe
 from lape_ds.recipe.rewriting import rewrite_recipe
 from lape_ds.recipe.sections import (
-    NEURON_METHODS,
-    AnchorSection,
     CLDRSource,
     CorpusSection,
     CreateSection,
     DeepSpeedSection,
     EvalSection,
     FilesSource,
-    HeldOutSection,
     HubSource,
     IdentifySection,
-    LanguageCode,
     LanguagesSection,
     LaunchSection,
-    LoRASection,
     ModelSection,
-    OptimizerSection,
     Recipe,
-    ReplaySection,
-    ScheduleSection,
     Source,
-    TokenBudget,
-    TrainSection,
 )
 from lape_ds.recipe.sweep_runs import SweepRun, sweep_runs
 from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
+from lape_ds.recipe.train_section import (
+    NEURON_METHODS,
+    AnchorSection,
+    HeldOutSection,
+    LoRASection,
+    OptimizerSection,
+    ReplaySection,
+    ScheduleSection,
+    TrainSection,
+)
 
 __all__ = [
     "NEURON_METHODS",

@@ -12,9 +12,10 @@ from typing import Any
 
 from lape_ds.errors import UserError
 from lape_ds.recipe.loading import validate
-from lape_ds.recipe.sections import NEURON_METHODS, LoRASection, Recipe
+from lape_ds.recipe.sections import Recipe
 from lape_ds.recipe.source_text import SourceText
 from lape_ds.recipe.sweep_section import SweepSection, SweepVariant, rate_label
+from lape_ds.recipe.train_section import NEURON_METHODS, LoRASection
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Export:
         trained: Weights that were trained, those of an adapter counted as they were before merging.
         changed: Weights that differ from the base, all of them trained ones or of a weight that took an adapter.
         total: Weights of the model.
+        merged: Whether an adapter was trained, which is part of the weights now.
     """
 
     folder: Path
@@ -52,6 +53,18 @@ class Export:
     trained: int
     changed: int
     total: int
+    merged: bool
+
+    def __str__(self) -> str:
+        told = f"{self.folder}: step {self.step:,} of {self.total_steps:,}; "
+        if self.merged:
+            told += (
+                f"an adapter of {self.trained:,} weights was merged into the model and changed {self.changed:,} of {self.total:,} "
+                "weights; where it had no part"
+            )
+        else:
+            told += f"of {self.total:,} weights {self.trained:,} were trained and {self.changed:,} changed; where nothing was trained"
+        return f"{told}, every bit equals the base"
 
 
 def export_model(
@@ -103,6 +116,7 @@ def export_model(
             trained=reader.state.num_entries,
             changed=count_changes(temporary, base, neurons, whole=_whole_weights(base, reader, recipe)),
             total=sum(weight.numel() for weight in base.parameters()),
+            merged=recipe.train.method in ADAPTER_METHODS,
         )
         write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
     return done

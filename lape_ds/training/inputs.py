@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
@@ -21,7 +21,7 @@ from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.tokenizing import token_layout
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
-from lape_ds.model.loading import load_skeleton, load_tokenizer
+from lape_ds.model.loading import load_tokenizer
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import NEURON_METHODS, Recipe, TokenBudget, TrainSection
@@ -58,21 +58,22 @@ class Inputs:
     identity: dict[str, str]
 
 
-def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str) -> Inputs:
+def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str, skeleton: PreTrainedModel) -> Inputs:
     """Reads a run's inputs, packing what text is not packed yet: that may take hours.
 
     Args:
         recipe: Of the run.
         folder: Of its model.
         base_fingerprint: Of the weights there.
+        skeleton: The model without them.
 
     Raises:
         UserError: Something in the recipe or its files must be mended.
     """
-    train, chosen = recipe.train, chosen_neurons(recipe, folder, base_fingerprint)
+    train, chosen = recipe.train, chosen_neurons(recipe, base_fingerprint, skeleton)
     neurons = None if chosen is None else chosen.union(*chosen.languages)
     if neurons is not None and train.method not in NEURON_METHODS:  # read only to be matched
-        train = with_matched_lora(train, load_skeleton(folder), neurons)
+        train = with_matched_lora(train, skeleton, neurons)
         chosen = neurons = None
     tokenizer = load_tokenizer(folder)
     prefix = _prefix_token_id(recipe, tokenizer)
@@ -92,7 +93,7 @@ def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str) -> Inputs:
     )
 
 
-def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -> NeuronSet | None:
+def chosen_neurons(recipe: Recipe, model_fingerprint: str, skeleton: PreTrainedModel) -> NeuronSet | None:
     """The neurons that train, by trained language (for a matched LoRA: those to match); None where none are needed.
 
     Raises:
@@ -107,7 +108,7 @@ def chosen_neurons(recipe: Recipe, model_folder: Path, model_fingerprint: str) -
             f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons"
         )
     found = NeuronSet.load(path)
-    layers = ffn_layers(load_skeleton(model_folder))
+    layers = ffn_layers(skeleton)
     try:
         found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
         own = {code: found.neurons(code) for code in recipe.trained_languages}

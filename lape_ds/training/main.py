@@ -111,6 +111,7 @@ def _join(recipe: Recipe, stop: StopRequest) -> ModuleType:
 
 def _run(training: Training, stop: StopRequest) -> int:
     from lape_ds.training.loop import run_training
+    from lape_ds.training.outcome import describe_heldout
     from lape_ds.training.ranks import rank
 
     finished = run_training(training, stop)
@@ -118,6 +119,7 @@ def _run(training: Training, stop: StopRequest) -> int:
         step, where = training.state.step, training.run_dir
         if finished:
             print(f"trained {step:,} steps; `lape-ds export {where}` writes the model", file=sys.stderr)
+            print(describe_heldout(where, training.recipe.trained_languages), file=sys.stderr)
         else:
             why = stop.reason or "as another rank was asked to"
             print(

@@ -6,6 +6,7 @@ After training and export; the closing table of the quickstart. Needs no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe
 from lape_ds.training.metrics import read_metrics
+from lape_ds.training.run_folder import heldout_by_step
 
 _ROUNDING = (
     5e-3  # bits per byte by which the base may differ between numbers of ranks and dtypes of the same text
@@ -55,14 +57,31 @@ def read_outcome(run_dir: Path) -> Outcome:
         raise UserError(f"{run_dir} has no exported model; run `lape-ds export {run_dir}` first")
     exported = json.loads(export.read_text(encoding="utf-8"))
     step, num_neurons = exported["step"], exported["num_neurons"]
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "heldout_bits_per_byte" in line]
-    by_step = {line["step"]: line["heldout_bits_per_byte"] for line in lines}
+    by_step = heldout_by_step(read_metrics(run_dir / "metrics.jsonl"))
     if 0 not in by_step or step not in by_step:
         raise UserError(
             f"{run_dir} was not measured at steps 0 and {step}; set train.heldout.every_steps to measure there"
         )
     facts = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     return Outcome(run_dir, by_step[0], by_step[step], step, facts, num_neurons)
+
+
+def describe_heldout(run_dir: Path, languages: Sequence[str]) -> str:
+    """What a finished run made of the held-out text of its trained languages: before, after, and at its best step.
+
+    Args:
+        run_dir: Its folder.
+        languages: Those that it trained.
+    """
+    by_step = heldout_by_step(read_metrics(run_dir / "metrics.jsonl"))
+    means = {step: _mean(bits, languages) for step, bits in by_step.items()}
+    first, last, best = min(means), max(means), min(means, key=lambda step: means[step])
+    name = find_language(languages[0]).name if len(languages) == 1 else f"mean of {len(languages)} languages"
+    which = f"{means[best]:.4f} after step {best:,}, the best" if best else "no step was better than the base"
+    return (
+        f"held-out {name}, bits per byte: {means[first]:.4f} before, {means[last]:.4f} after step {last:,} "
+        f"({'the best' if best == last else which})"
+    )
 
 
 def summarize(recipe: Recipe) -> None:
@@ -144,7 +163,7 @@ def _measures(outcome: Outcome, codes: list[str]) -> bool:
     return all(code in outcome.before for code in codes)
 
 
-def _mean(bits: dict[str, float], codes: list[str]) -> float:
+def _mean(bits: Mapping[str, float], codes: Sequence[str]) -> float:
     return sum(bits[code] for code in codes) / len(codes)
 
 

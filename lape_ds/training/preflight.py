@@ -17,11 +17,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 import lape_ds
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
-from lape_ds.model.loading import fingerprint, load_skeleton
+from lape_ds.model.loading import fingerprint
 from lape_ds.model.weights import checkpoint_files
 from lape_ds.recipe import Recipe, TrainSection, first_difference
 from lape_ds.subnetwork.adapters import lora_weights_per_r
@@ -57,7 +58,7 @@ def preflight(recipe: Recipe, folder: Path) -> str:
     return _check_files(recipe, folder)
 
 
-def check_inputs(recipe: Recipe, folder: Path, inputs: Inputs) -> None:
+def check_inputs(recipe: Recipe, inputs: Inputs, skeleton: PreTrainedModel) -> None:
     """Refuses inputs that differ between ranks, a disk too small for the checkpoints, GPUs too small for a step. Collective.
 
     Raises:
@@ -71,10 +72,14 @@ def check_inputs(recipe: Recipe, folder: Path, inputs: Inputs) -> None:
     }
     _check_same(inputs.identity, same)
     _check_same(texts if local_rank() == 0 else None, same)
-    by_first(lambda: _check_disk(recipe, _num_trained(folder, inputs)))
+    by_first(lambda: _check_disk(recipe, _num_trained(skeleton, inputs)))
     by_first(
         lambda: check_memory(
-            recipe, inputs.train, inputs.neurons, cluster_of_job(gpus_here(), world_size(), ranks_here())
+            recipe,
+            skeleton,
+            inputs.train,
+            inputs.neurons,
+            cluster_of_job(gpus_here(), world_size(), ranks_here()),
         )
     )
 
@@ -211,12 +216,11 @@ def _hash_of(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _num_trained(folder: Path, inputs: Inputs) -> int:
+def _num_trained(skeleton: PreTrainedModel, inputs: Inputs) -> int:
     """Weights that train, told from their shapes; of (IA)³, too few to count."""
     train: TrainSection = inputs.train
     if train.method == "ia3":
         return 0
-    skeleton = load_skeleton(folder)
     if inputs.neurons is not None:
         return sum(mask.num_entries for mask in entry_masks(skeleton, inputs.neurons).values())
     if train.method == "lora":

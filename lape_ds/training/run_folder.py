@@ -6,6 +6,7 @@ Beside the loop, which writes it. Needs no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,18 @@ def read_facts(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def heldout_by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Bits per byte by language, by the step after which they were measured, of the lines of a `metrics.jsonl`."""
+    return {line["step"]: line["heldout_bits_per_byte"] for line in lines if "heldout_bits_per_byte" in line}
+
+
 def read_finished(run_dir: Path) -> Finished | None:
     """How a run ended; None if it is not there, not finished, or measured nothing at its ends."""
     facts, metrics = read_facts(run_dir), run_dir / "metrics.jsonl"
     if facts is None or not metrics.exists():
         return None
     lines = read_metrics(metrics)
-    by_step = {
-        line["step"]: line["heldout_bits_per_byte"] for line in lines if "heldout_bits_per_byte" in line
-    }
+    by_step = heldout_by_step(lines)
     before, after = by_step.get(0, {}), by_step.get(facts["total_steps"], {})
     if lines and "diverged" in lines[-1]:
         return Finished(before, {}, lines[-1]["diverged"], facts)

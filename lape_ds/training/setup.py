@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +17,6 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lape_ds.errors import UserError
 from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.ffn import decoder_layers
 from lape_ds.model.loading import load_model, load_skeleton, recipe_model
@@ -39,7 +37,7 @@ from lape_ds.training.restarts import goes_on
 from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.training.run_lock import take_lock
-from lape_ds.training.zero import check_offload, check_version, engine_config, initialize
+from lape_ds.training.zero import check_offload, check_version, engine_config, initialize, monitor_config
 from lape_ds.writing import told_if_unwritable
 
 
@@ -55,29 +53,31 @@ def set_up(recipe: Recipe) -> Training:
     check_frozen(recipe, recipe.run_dir, sections=RUN_SECTIONS)
     start()
     base_fingerprint = preflight(recipe, folder)
-    inputs = read_inputs(recipe, folder, base_fingerprint)
-    check_inputs(recipe, folder, inputs)
+    skeleton = together(lambda: base_skeleton(recipe, folder))
+    inputs = read_inputs(recipe, folder, base_fingerprint, skeleton)
+    check_inputs(recipe, inputs, skeleton)
     torch.manual_seed(recipe.seed)
     run_lock = together(lambda: take_lock(recipe.run_dir) if rank() == 0 else None)
     checkpoint = None
     if by_first(lambda: goes_on(recipe)):
         checkpoint = resumed_checkpoint(recipe.run_dir, base_fingerprint, inputs.identity)
-    config = together(lambda: _config(recipe, recipe.run_dir, folder))
-    return _build(recipe, folder, base_fingerprint, inputs, checkpoint, config, run_lock)
+    config = together(lambda: _config(recipe, skeleton))
+    model = _load(recipe, folder, skeleton, config)
+    return _build(recipe, folder, base_fingerprint, model, inputs, checkpoint, config, run_lock)
 
 
 def _build(
     recipe: Recipe,
     folder: Path,
     base_fingerprint: str,
+    model: PreTrainedModel,
     inputs: Inputs,
     checkpoint: CheckpointReader | None,
     config: dict[str, Any],
     run_lock: IO[str] | None,
 ) -> Training:
-    """Loads the model and makes of all that is read a training."""
+    """Makes of all that is read a training."""
     run_dir = recipe.run_dir
-    model = _load(recipe, folder, config)
     trained, pull = together(lambda: _prepare(model, inputs.train, inputs.neurons, checkpoint))
     loss = together(lambda: LanguageModelLoss(model))
     anchor = together(lambda: _anchor(recipe, folder))
@@ -115,18 +115,21 @@ def _metrics(run_dir: Path, engine: DeepSpeedEngine, checkpoint: CheckpointReade
         return Metrics(path, engine, resumed_step=-1 if checkpoint is None else checkpoint.state.step)
 
 
-def _load(recipe: Recipe, folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+def base_skeleton(recipe: Recipe, folder: Path) -> PreTrainedModel:
+    """The base model without its weights, which all checks read; under ZeRO-3 it is what is filled and trained."""
+    section = recipe.model
+    dtype = getattr(torch, section.dtype)
+    return load_skeleton(folder, dtype=dtype, attn_implementation=section.attn_implementation)
+
+
+def _load(recipe: Recipe, folder: Path, skeleton: PreTrainedModel, config: dict[str, Any]) -> PreTrainedModel:
     """The base model: whole on this rank's device, or partitioned by the engine's configuration. Collective."""
     section = recipe.model
     if recipe.deepspeed.zero_stage < 3:
         settings = {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
         return together(lambda: load_model(folder, **settings, device=device())).train()
-    dtype = getattr(torch, section.dtype)
-    model = together(
-        lambda: load_skeleton(folder, dtype=dtype, attn_implementation=section.attn_implementation)
-    )
-    fill_partitioned(model, folder, config)
-    return model.train()
+    fill_partitioned(skeleton, folder, config)
+    return skeleton.train()
 
 
 def _anchor(recipe: Recipe, folder: Path) -> BaseAnchor | None:
@@ -164,29 +167,12 @@ def _prepare(
     return trained, pull
 
 
-def _config(recipe: Recipe, run_dir: Path, folder: Path) -> dict[str, Any]:
-    train, section = recipe.train, recipe.deepspeed
-    extra = dict(recipe.deepspeed.config)
-    if train.tensorboard:
-        extra["tensorboard"] = {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"}
-    if train.wandb is not None:
-        if find_spec("wandb") is None:
-            raise UserError(
-                "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
-            )
-        extra["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
-    largest = 0
-    if section.offload_parameters == "nvme":
-        largest = max(weight.numel() for weight in load_skeleton(folder).parameters())
+def _config(recipe: Recipe, skeleton: PreTrainedModel) -> dict[str, Any]:
+    largest = max(weight.numel() for weight in skeleton.parameters())
     return engine_config(
-        zero_stage=section.zero_stage,
+        recipe.train,
+        recipe.deepspeed,
         dtype=recipe.model.dtype,
-        offload_optimizer=section.offload_optimizer,
-        offload_parameters=section.offload_parameters,
-        nvme_path=section.nvme_path,
         largest_part=math.ceil(largest / world_size()),
-        micro_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        gradient_clipping=train.gradient_clipping,
-        extra=extra,
+        monitors=monitor_config(recipe),
     )

@@ -106,6 +106,7 @@ def tune_command(
             f"losses of the same steps are up to {100 * difference:.2g} % apart: the candidates did not train the same; nothing "
             "is applied"
         )
+    print(f"fastest: {' '.join(fastest.setting.overrides)}: {_outcome(fastest)}")
     if apply:
         keep_setting(fastest.setting, recipe_path)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import deepspeed
@@ -21,7 +21,7 @@ from torch import nn
 from lape_ds.errors import UserError
 from lape_ds.model.experts import unhook_activations
 from lape_ds.model.ffn import full_shape
-from lape_ds.recipe import DeepSpeedSection, Recipe
+from lape_ds.recipe import DeepSpeedSection, Recipe, TrainSection
 from lape_ds.subnetwork.masked import masked_config
 
 _DEFAULT_BUCKET = int(DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default)
@@ -62,72 +62,86 @@ def check_version(recipe: Recipe) -> None:
 
 
 def engine_config(
+    train: TrainSection,
+    section: DeepSpeedSection,
     *,
-    zero_stage: int,
     dtype: Literal["float32", "bfloat16"],
-    offload_optimizer: Literal["none", "cpu"],
-    offload_parameters: Literal["none", "cpu", "nvme"] = "none",
-    nvme_path: Path | None = None,
     largest_part: int = 0,
-    micro_batch_size: int,
-    gradient_accumulation_steps: int,
-    gradient_clipping: float,
-    extra: Mapping[str, Any],
+    monitors: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Builds DeepSpeed's configuration; `extra` is merged over it key by key.
+    """Builds DeepSpeed's configuration; `deepspeed.config` is merged over it key by key.
 
     Gradients are accumulated and reduced in fp32 wherever DeepSpeed can (stages 1-3): a bf16 sum over micro-batches and
     ranks depends on how many of each there are, so two topologies would train two models.
 
     Args:
-        zero_stage: The recipe's, as everything else but `largest_part`.
+        train: The recipe's, as is the next.
+        section: What the engine is told.
         dtype: Of the weights.
-        offload_optimizer: Where masters and moments are.
-        offload_parameters: Where the weights are while no layer computes with them; stage 3 only.
-        nvme_path: For `nvme`.
-        largest_part: Elements that a rank holds of the largest weight; for `nvme`.
-        micro_batch_size: Blocks.
-        gradient_accumulation_steps: Micro-batches of a step.
-        gradient_clipping: Largest norm; 0 for none.
-        extra: `deepspeed.config`.
+        largest_part: Elements that a rank holds of the largest weight; for `offload_parameters: nvme`.
+        monitors: What `monitor_config` gives; None for none.
     """
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "gradient_clipping": gradient_clipping,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.gradient_clipping,
         "bf16": {"enabled": dtype == "bfloat16"},
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": section.zero_stage, **_offload_config(section, largest_part)},
         "communication_data_type": "fp32",
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        **(monitors or {}),
     }
-    if zero_stage > 0:
+    if section.zero_stage > 0:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if offload_optimizer == "cpu":
-        config["zero_optimization"]["offload_optimizer"] = {
-            "device": "cpu",
-            "pin_memory": torch.cuda.is_available(),
-        }
-    if offload_parameters != "none":
-        config["zero_optimization"]["offload_param"] = {
-            "device": offload_parameters,
-            "pin_memory": torch.cuda.is_available(),
-        }
-    if offload_parameters == "nvme":
+    if section.zero_stage == 3:
+        # Small models would otherwise be kept whole on every rank and stage 3 would not be exercised.
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return masked_config(_merged(config, section.config))
+
+
+def _offload_config(section: DeepSpeedSection, largest_part: int) -> dict[str, Any]:
+    """What `zero_optimization` says of where masters, moments and weights are kept."""
+    pinned = {"pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {}
+    if section.offload_optimizer == "cpu":
+        config["offload_optimizer"] = {"device": "cpu", **pinned}
+    if section.offload_parameters != "none":
+        config["offload_param"] = {"device": section.offload_parameters, **pinned}
+    if section.offload_parameters == "nvme":
         # A part that is swapped in takes one of five buffers, whatever its size, until its layer is done. DeepSpeed 0.19.8 runs
         # out of them unless weights are read only when they are needed and let go at once ("Not enough buffers", and with
         # more of them "already assigned swap buffer"). Weights that train stay in host memory, beside their masters.
-        config["zero_optimization"]["offload_param"] |= {
-            "nvme_path": str(nvme_path),
+        config["offload_param"] |= {
+            "nvme_path": str(section.nvme_path),
             "buffer_size": largest_part,
             "max_in_cpu": 10**15,
         }
         keys = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
-        config["zero_optimization"] |= {f"stage3_{key}": 0 for key in keys}
-    if zero_stage == 3:
-        # Small models would otherwise be kept whole on every rank and stage 3 would not be exercised.
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    return masked_config(_merged(config, extra))
+        config |= {f"stage3_{key}": 0 for key in keys}
+    return config
+
+
+def monitor_config(recipe: Recipe) -> dict[str, Any]:
+    """Where DeepSpeed's monitor sends the metrics beside `metrics.jsonl`.
+
+    Raises:
+        UserError: W&B is asked for and not installed.
+    """
+    train, config = recipe.train, dict[str, Any]()
+    if train.tensorboard:
+        config["tensorboard"] = {
+            "enabled": True,
+            "output_path": str(recipe.run_dir),
+            "job_name": "tensorboard",
+        }
+    if train.wandb is not None:
+        if find_spec("wandb") is None:
+            raise UserError(
+                "train.wandb is set but wandb is not installed; run `pip install wandb`, or unset it"
+            )
+        config["wandb"] = {"enabled": True, "project": train.wandb, "group": recipe.name}
+    return config
 
 
 def with_fitting_buckets(config: Mapping[str, Any], num_stepped: int) -> dict[str, Any]:

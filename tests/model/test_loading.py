@@ -144,6 +144,16 @@ def test_models_of_another_kind_are_refused(folder: Path) -> None:
         load_skeleton(folder)
 
 
+def test_an_attention_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    """transformers has none of torch's for BLOOM."""
+    tiny_model("bloom").config.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match="model there cannot be built: BloomForCausalLM does not support an attention"
+    ):
+        load_skeleton(tmp_path, attn_implementation="sdpa")
+    assert load_skeleton(tmp_path, attn_implementation="eager")
+
+
 def test_folder_without_tokenizer_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="tokenizer there cannot be loaded"):
         load_tokenizer(folder)

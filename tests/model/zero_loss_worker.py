@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from lape_ds.model.loss import LanguageModelLoss
+from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.training import ranks
 from lape_ds.training.zero import engine_config, initialize, take_step
 from tests.model.zero_loss_cases import (
@@ -31,15 +32,8 @@ def run(case: Case, out: Path) -> None:
     for name, param in parameters.items():
         param.requires_grad_(name in trained)
     optimizer = torch.optim.SGD([parameters[name] for name in trained], lr=LEARNING_RATE)
-    config = engine_config(
-        zero_stage=case.stage,
-        dtype="float32",
-        offload_optimizer="none",
-        micro_batch_size=1,
-        gradient_accumulation_steps=1,
-        gradient_clipping=0.0,
-        extra={},
-    )
+    section = DeepSpeedSection.model_validate({"zero_stage": case.stage})
+    config = engine_config(TrainSection(micro_batch_size=1, gradient_clipping=0), section, dtype="float32")
     engine = initialize(LanguageModelLoss(model), optimizer, config)
     for step in range(STEPS):
         ids, targets = batches(step)

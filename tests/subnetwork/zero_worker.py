@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lape_ds.model.loading import load_skeleton
-from lape_ds.recipe import TrainSection
+from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.subnetwork.anchor import L2Anchor
 from lape_ds.subnetwork.compact import CompactFFN, CompactLinear, insert_slices
 from lape_ds.subnetwork.compact_experts import CompactExperts
@@ -48,15 +48,16 @@ from tests.tiny_models import tiny_model
 
 
 def config_of(case: Case) -> dict[str, Any]:
-    return engine_config(
-        zero_stage=case.stage,
-        dtype=case.dtype,
-        offload_optimizer=case.offload,
-        micro_batch_size=1,
-        gradient_accumulation_steps=ACCUMULATION,
-        gradient_clipping=MAX_NORM,
-        extra={"zero_optimization": {"sub_group_size": case.sub_group_size} if case.sub_group_size else {}},
+    zero = {"sub_group_size": case.sub_group_size} if case.sub_group_size else {}
+    section = {
+        "zero_stage": case.stage,
+        "offload_optimizer": case.offload,
+        "config": {"zero_optimization": zero},
+    }
+    train = TrainSection(
+        micro_batch_size=1, gradient_accumulation_steps=ACCUMULATION, gradient_clipping=MAX_NORM
     )
+    return engine_config(train, DeepSpeedSection.model_validate(section), dtype=case.dtype)
 
 
 def start(

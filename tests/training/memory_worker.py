@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lape_ds.model.loading import load_model, load_skeleton
+from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.subnetwork.compact import insert_slices
 from lape_ds.training import ranks
 from lape_ds.training.partitioned import fill_partitioned
@@ -47,15 +48,10 @@ class Peak:
 def main(folder: Path, stage: int, out: Path) -> None:
     ranks.start()
     dist.all_reduce(torch.zeros(1))
-    config = engine_config(
-        zero_stage=stage,
-        dtype="float32",
-        offload_optimizer="none",
-        micro_batch_size=1,
-        gradient_accumulation_steps=1,
-        gradient_clipping=0,
-        extra={"zero_optimization": {"reduce_bucket_size": 1000}},
+    section = DeepSpeedSection.model_validate(
+        {"zero_stage": stage, "config": {"zero_optimization": {"reduce_bucket_size": 1000}}}
     )
+    config = engine_config(TrainSection(micro_batch_size=1, gradient_clipping=0), section, dtype="float32")
     # What any engine takes, however small: libraries that are imported late, DeepSpeed's own buffers.
     small = nn.Linear(2, 2)
     initialize(small, torch.optim.SGD(small.parameters(), lr=0.1), config).destroy()

@@ -15,26 +15,21 @@ from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
 from lape_ds.model.loading import load_model, load_skeleton
+from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.training import ranks
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.zero import engine_config
 
 
-def config_of(dtype: str, **extra: Any) -> dict[str, Any]:
-    return engine_config(
-        zero_stage=3,
-        dtype="bfloat16" if dtype == "bfloat16" else "float32",
-        offload_optimizer="none",
-        micro_batch_size=1,
-        gradient_accumulation_steps=1,
-        gradient_clipping=0,
-        extra={"zero_optimization": extra},
-    )
+def config_of(dtype: str, **section: Any) -> dict[str, Any]:
+    train = TrainSection(micro_batch_size=1, gradient_clipping=0)
+    made = DeepSpeedSection.model_validate({"zero_stage": 3, **section})
+    return engine_config(train, made, dtype="bfloat16" if dtype == "bfloat16" else "float32")
 
 
-def filled(folder: Path, dtype: str, **extra: Any) -> PreTrainedModel:
+def filled(folder: Path, dtype: str, **section: Any) -> PreTrainedModel:
     model = load_skeleton(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
-    fill_partitioned(model, folder, config_of(dtype, **extra))
+    fill_partitioned(model, folder, config_of(dtype, **section))
     return model
 
 
@@ -66,7 +61,7 @@ def main(cases: Path) -> None:
     for case in json.loads(cases.read_text()):
         here = Path(case["folders"][min(ranks.rank(), len(case["folders"]) - 1)])
         try:
-            model = filled(here, case["dtype"], **case.get("zero", {}))
+            model = filled(here, case["dtype"], **case.get("deepspeed", {}))
         except UserError as error:
             out[case["name"]] = {"error": str(error)}
             continue

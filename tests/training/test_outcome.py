@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lape_ds.recipe import load_recipe
-from lape_ds.training.outcome import summarize
+from lape_ds.training.outcome import describe_heldout, summarize
 
 
 def write_run(run_dir: Path, *, before: float, after: float) -> None:
@@ -35,3 +35,30 @@ def test_a_run_measured_on_other_text_is_named_and_not_compared(
     assert "-0.2510" in table
     assert "2.9000" not in table
     assert "not in this table: another, measured on other held-out text" in table
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        ({0: 2.668, 100: 2.2, 200: 2.1471}, "2.6680 before, 2.1471 after step 200 (the best)"),
+        (
+            {0: 2.668, 100: 2.1, 200: 2.2},
+            "2.6680 before, 2.2000 after step 200 (2.1000 after step 100, the best)",
+        ),
+        ({0: 2.0, 200: 2.2}, "2.0000 before, 2.2000 after step 200 (no step was better than the base)"),
+    ],
+    ids=["last", "between", "none"],
+)
+def test_a_training_tells_its_outcome_in_a_line(
+    tmp_path: Path, bits: dict[int, float], expected: str
+) -> None:
+    lines = [
+        {"step": step, "heldout_bits_per_byte": {"mlt_Latn": one, "eng_Latn": one + 2}}
+        for step, one in bits.items()
+    ]
+    lines.insert(1, {"step": 1, "loss": 3.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = describe_heldout(tmp_path, ["mlt_Latn"])
+    assert told == f"held-out Maltese, bits per byte: {expected}"
+    both = describe_heldout(tmp_path, ["mlt_Latn", "eng_Latn"])
+    assert both.startswith(f"held-out mean of 2 languages, bits per byte: {bits[0] + 1:.4f} before")

@@ -71,9 +71,10 @@ def all_cases(folders: dict[str, Path], world_size: int) -> list[dict[str, Any]]
         for dtype in ("float32", "bfloat16")
         if dtype == "bfloat16" or name not in MODEL_TYPES  # to bf16 for all, with and without a cast for some
     ]
-    for zero in ({"offload_param": {"device": "cpu"}}, {"zero_hpz_partition_size": world_size}):
-        case = {"name": str(zero), "folders": [str(folders["shards"])], "dtype": "bfloat16", "zero": zero}
-        cases.append(case)
+    hierarchical = {"config": {"zero_optimization": {"zero_hpz_partition_size": world_size}}}
+    for section in ({"offload_parameters": "cpu"}, hierarchical):
+        case = {"folders": [str(folders["shards"])], "dtype": "bfloat16", "deepspeed": section}
+        cases.append({"name": str(section), **case})
     return cases
 
 

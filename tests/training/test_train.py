@@ -149,6 +149,7 @@ def test_export_is_the_base_but_for_the_subnetwork(tiny_recipe: Path, reference:
         assert differs <= set(positions.get(name, [])), name
         changed += len(differs)
     assert done.changed == changed
+    assert f"weights {done.trained:,} were trained and {changed:,} changed; " in str(done)
     assert changed > 0.99 * done.trained  # an entry may happen to round to where it was
     assert (
         done.trained == sum(len(pairs) for pairs in positions.values()) == 3 * 3 * 32
@@ -188,6 +189,11 @@ def test_literal_deepspeed_command(tiny_recipe: Path) -> None:
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(steps_of(load_recipe(str(tiny_recipe), ["train.run_name=literal"]).run_dir)) == 6
+    told = (done.stdout + done.stderr).splitlines()
+    (at,) = [
+        number for number, line in enumerate(told) if line.startswith("trained 6 steps; `lape-ds export ")
+    ]
+    assert told[at + 1].startswith("held-out Maltese, bits per byte: ")
 
 
 @pytest.mark.parametrize(

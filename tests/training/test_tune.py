@@ -58,7 +58,10 @@ def test_the_fastest_is_measured_and_kept(
     assert "# was mine" in mine.read_text(encoding="utf-8")
     assert not recipe.run_dir.exists(), "the recipe's own run is not begun"
     assert not list(scratch_folder(recipe).rglob("*.safetensors")), "no checkpoint is left behind"
-    assert "losses of the same step are at most" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "losses of the same step are at most" in told
+    assert f"\nfastest: train.micro_batch_size={now.train.micro_batch_size} " in told
+    assert f" launch.num_ranks=2: {fastest['tokens_per_second']:,.0f} tokens/s\n" in told
 
 
 def test_a_candidate_without_memory_is_a_result(mine: Path) -> None:

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.recipe import DeepSpeedSection, load_recipe
+from lape_ds.recipe import DeepSpeedSection, TrainSection, load_recipe
 from lape_ds.training import zero
-from lape_ds.training.zero import check_offload, check_version, engine_config, with_fitting_buckets
+from lape_ds.training.plan.candidates import Costing, Setting
+from lape_ds.training.plan.cluster import parse_cluster
+from lape_ds.training.zero import (
+    check_offload,
+    check_version,
+    engine_config,
+    monitor_config,
+    with_fitting_buckets,
+)
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "zero_stage": 2,
-        "dtype": "bfloat16",
-        "offload_optimizer": "none",
-        "micro_batch_size": 3,
-        "gradient_accumulation_steps": 5,
-        "gradient_clipping": 0.5,
-        "extra": {},
-    }
-    return engine_config(**(settings | changes))
+def config(*, largest_part: int = 0, **section: Any) -> dict[str, Any]:
+    train = TrainSection(micro_batch_size=3, gradient_accumulation_steps=5, gradient_clipping=0.5)
+    made = DeepSpeedSection.model_validate({"zero_stage": 2, **section})
+    return engine_config(train, made, dtype="bfloat16", largest_part=largest_part)
 
 
 def test_the_recipes_numbers_arrive() -> None:
@@ -49,7 +50,7 @@ def test_a_users_block_is_merged_key_by_key() -> None:
         "zero_optimization": {"reduce_bucket_size": 9, "zero_hpz_partition_size": 2},
         "comms_logger": {"enabled": True},
     }
-    made = config(zero_stage=3, offload_optimizer="cpu", extra=extra)
+    made = config(zero_stage=3, offload_optimizer="cpu", config=extra)
     assert made["zero_optimization"]["reduce_bucket_size"] == 9
     assert made["zero_optimization"]["zero_hpz_partition_size"] == 2
     assert made["zero_optimization"]["stage"] == 3
@@ -68,7 +69,7 @@ def test_buckets_are_as_large_as_what_is_reduced() -> None:
         for number in (0, 1, 3_000_000, 500_000_000, 10**10)
     ]
     assert sizes == [1, 1, 3_000_000, None, None]
-    own = config(extra={"zero_optimization": {"reduce_bucket_size": 9}})
+    own = config(config={"zero_optimization": {"reduce_bucket_size": 9}})
     assert with_fitting_buckets(own, 3_000_000) == own
 
 
@@ -79,14 +80,33 @@ def test_the_masked_optimizer_is_let_in() -> None:
 
 
 def test_parameter_offload() -> None:
-    on_host = config(zero_stage=3, offload_parameters="cpu", extra={})["zero_optimization"]["offload_param"]
+    on_host = config(zero_stage=3, offload_parameters="cpu")["zero_optimization"]["offload_param"]
     assert on_host["device"] == "cpu"
     extra = {"zero_optimization": {"offload_param": {"buffer_count": 9}}}
-    disk = {"offload_parameters": "nvme", "nvme_path": Path("/disk"), "largest_part": 77}
-    on_disk = config(zero_stage=3, **disk, extra=extra)["zero_optimization"]["offload_param"]
+    disk = {"offload_parameters": "nvme", "nvme_path": Path("/disk"), "config": extra}
+    on_disk = config(zero_stage=3, **disk, largest_part=77)["zero_optimization"]["offload_param"]
     assert on_disk["device"] == "nvme"
     assert on_disk["nvme_path"] == "/disk"
     assert (on_disk["buffer_size"], on_disk["buffer_count"]) == (77, 9)
+
+
+def test_the_plan_counts_with_what_training_is_given(tiny_recipe: Path) -> None:
+    own = "{zero_optimization: {reduce_bucket_size: 9}, communication_data_type: bf16}"
+    stage = ["deepspeed.zero_stage=3", "deepspeed.offload_optimizer=cpu", "deepspeed.offload_parameters=cpu"]
+    sizes = ["train.micro_batch_size=4", "train.gradient_accumulation_steps=3"]
+    recipe = load_recipe(tiny_recipe, [f"deepspeed.config={own}", *stage, *sizes])
+    setting = Setting(3, "cpu", "cpu", micro_batch_size=4, accumulation=3, checkpointing="none", num_ranks=1)
+    planned = Costing(load_recipe(tiny_recipe, [f"deepspeed.config={own}"]), parse_cluster("1x80GB"))
+    assert planned.config(setting) == engine_config(recipe.train, recipe.deepspeed, dtype="float32")
+
+
+def test_metrics_go_where_the_recipe_says(tiny_recipe: Path) -> None:
+    assert monitor_config(load_recipe(tiny_recipe)) == {}
+    recipe = load_recipe(tiny_recipe, ["train.tensorboard=true"])
+    monitors = monitor_config(recipe)
+    made = engine_config(recipe.train, recipe.deepspeed, dtype="float32", monitors=monitors)
+    where = {"enabled": True, "output_path": str(recipe.run_dir), "job_name": "tensorboard"}
+    assert made["tensorboard"] == where
 
 
 def test_nvme_without_its_folder_is_refused(tmp_path: Path) -> None:

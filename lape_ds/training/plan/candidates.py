@@ -187,17 +187,20 @@ class Costing:
 
     def config(self, setting: Setting) -> dict[str, Any]:
         """What training would hand to DeepSpeed."""
-        recipe = self.recipe
-        return engine_config(
-            zero_stage=setting.zero_stage,
-            dtype=recipe.model.dtype,
-            offload_optimizer=setting.offload_optimizer,
-            offload_parameters=setting.offload_parameters,
-            micro_batch_size=setting.micro_batch_size,
-            gradient_accumulation_steps=setting.accumulation,
-            gradient_clipping=recipe.train.gradient_clipping,
-            extra=_planned(recipe.deepspeed.config),
+        train, section = self.recipe.train, self.recipe.deepspeed
+        train = train.model_copy(
+            update={
+                "micro_batch_size": setting.micro_batch_size,
+                "gradient_accumulation_steps": setting.accumulation,
+            }
         )
+        chosen = {
+            "zero_stage": setting.zero_stage,
+            "offload_optimizer": setting.offload_optimizer,
+            "offload_parameters": setting.offload_parameters,
+            "config": _planned(section.config),
+        }
+        return engine_config(train, section.model_copy(update=chosen), dtype=self.recipe.model.dtype)
 
     def layout(self, setting: Setting, contents: Contents) -> Layout:
         """How DeepSpeed then spreads the state."""

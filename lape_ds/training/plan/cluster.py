@@ -10,10 +10,10 @@ import os
 import re
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 from lape_ds.errors import UserError
+from lape_ds.training.plan.host_memory import available_memory
 
 GIGA = 10**9
 # Kept free on every GPU. The share is for holes in the allocator's cache, the rest for the CUDA context and the buffers of cuBLAS
@@ -121,7 +121,7 @@ def gpus_here() -> Cluster | None:
         return None
     found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in found)
-    return Cluster(1, len(found), memory, found[0].name, host_memory=psutil.virtual_memory().available)
+    return Cluster(1, len(found), memory, found[0].name, host_memory=available_memory())
 
 
 def this_machine(num_ranks: int | None) -> Cluster:
@@ -146,5 +146,5 @@ def cluster_of_job(gpus: Cluster | None, num_ranks: int, ranks_here: int) -> Clu
     """
     nodes = math.ceil(num_ranks / ranks_here)
     if gpus is None:
-        return Cluster(nodes, ranks_here, psutil.virtual_memory().available // ranks_here, gpu="")
+        return Cluster(nodes, ranks_here, available_memory() // ranks_here, gpu="")
     return replace(gpus, nodes=nodes, gpus_per_node=ranks_here)

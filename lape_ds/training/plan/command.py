@@ -42,7 +42,7 @@ def plan_command(
         markdown: Gets the tables.
 
     Raises:
-        UserError: No GPU is here or named, nothing fits, or the recipe cannot be planned or written.
+        UserError: No GPU is here or named, nothing fits for the recipe's method, or the recipe cannot be planned or written.
     """
     clusters = _clusters(gpus)
     if apply and len(clusters) > 1:
@@ -55,8 +55,21 @@ def plan_command(
         write_json(json_file, as_json(plans, command=command))
     if markdown is not None:
         write_text(markdown, markdown_file(plans, command=command, everything=everything))
-    if apply:
-        keep(plans[0].best, recipe, recipe_path)
+    best = next((plan.best for plan in plans if plan.best is not None), None)
+    if best is None:
+        raise UserError(_nothing_fits(plans))
+    if apply:  # the only plan's
+        keep_setting(best.setting, recipe_path)
+
+
+def _nothing_fits(plans: Sequence[Plan]) -> str:
+    own = name_of(plans[0].recipe.train)
+    where = " or ".join(str(plan.cluster) for plan in plans)
+    others = [method for method in METHODS if any(plan.ranked(method) for plan in plans)]
+    instead = (
+        f"; of the other methods {', '.join(others)} would fit" if others else ", nor for another method"
+    )
+    return f"by the plan nothing fits for {own} on {where}{instead}; take more or larger GPUs, or a smaller train.block_length"
 
 
 def _clusters(gpus: Sequence[str]) -> list[Cluster]:
@@ -105,17 +118,6 @@ def _tokens(costing: Costing) -> int | None:
         train.tokens * len(costing.recipe.trained_languages) * train.epochs / (1 - train.replay.share)
     )
     return by_text if by_steps is None else min(by_text, by_steps)
-
-
-def keep(best: Candidate | None, recipe: Recipe, recipe_path: str) -> None:
-    """Writes a candidate's settings into the recipe's file and prints the difference.
-
-    Raises:
-        UserError: There is none, or the file cannot be written.
-    """
-    if best is None:
-        raise UserError(f"nothing fits for {name_of(recipe.train)}; {recipe_path} is left as it is")
-    keep_setting(best.setting, recipe_path)
 
 
 def keep_setting(setting: Setting, recipe_path: str) -> None:

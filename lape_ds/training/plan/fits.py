@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError, first_line
 from lape_ds.model.ffn import is_mixture
+from lape_ds.model.meters import META_ATTENTION
 from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.runlog import readable_bytes
 from lape_ds.training.plan.candidates import Candidate, Costing, Setting
 from lape_ds.training.plan.cluster import Cluster
-from lape_ds.training.plan.methods import name_of, skeleton_of
+from lape_ds.training.plan.methods import name_of
 from lape_ds.training.plan.profile import profile
 
 # The plan is held to a live engine within 10 % (tests/training/plan): what is over by more cannot fit.
@@ -21,13 +24,20 @@ _CERTAIN = 0.9
 REFUSAL = ", and launch.check_memory=warn tries this one"  # how one ends
 
 
-def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster) -> None:
+def check_memory(
+    recipe: Recipe,
+    skeleton: PreTrainedModel,
+    train: TrainSection,
+    neurons: Tensor | None,
+    cluster: Cluster,
+) -> None:
     """Refuses a setting that cannot fit by the plan, and warns of one that may not, as `launch.check_memory` has it.
 
     Mixtures of experts are not planned. A plan that fails is our fault and no reason to stop a run: it is told, and that is all.
 
     Args:
         recipe: The recipe.
+        skeleton: Its model without weights, which stays as it is.
         train: Its training section, with `lora.r` a number.
         neurons: integer [n, 2] for the methods that train neurons.
         cluster: What it is about to run on.
@@ -38,7 +48,7 @@ def check_memory(recipe: Recipe, train: TrainSection, neurons: Tensor | None, cl
     if recipe.launch.check_memory == "off":
         return
     try:
-        found = planned(recipe, train, neurons, cluster)
+        found = planned(recipe, skeleton, train, neurons, cluster)
     except UserError:
         raise
     except Exception as error:  # whatever it is, training does not need it
@@ -71,10 +81,13 @@ def _misfit(found: Candidate, cluster: Cluster) -> str:
 
 
 def planned(
-    recipe: Recipe, train: TrainSection, neurons: Tensor | None, cluster: Cluster
+    recipe: Recipe,
+    skeleton: PreTrainedModel,
+    train: TrainSection,
+    neurons: Tensor | None,
+    cluster: Cluster,
 ) -> Candidate | None:
     """What the recipe's own setting costs; None of a mixture of experts."""
-    skeleton = skeleton_of(recipe)
     if is_mixture(skeleton):
         return None
     section = recipe.deepspeed
@@ -88,7 +101,7 @@ def planned(
         num_ranks=cluster.gpus_per_node,
     )
     made = profile(
-        skeleton,
+        _to_be_profiled(recipe, skeleton),
         train,
         neurons,
         train.gradient_checkpointing,
@@ -96,3 +109,11 @@ def planned(
         partitioned=section.zero_stage == 3,
     )
     return Costing(recipe, cluster).candidate(name_of(train), made, setting)
+
+
+def _to_be_profiled(recipe: Recipe, skeleton: PreTrainedModel) -> PreTrainedModel:
+    """A copy, with the attention that counts without weights."""
+    copied = copy.deepcopy(skeleton)
+    if recipe.model.attn_implementation != "eager":
+        copied.set_attn_implementation(META_ATTENTION)
+    return copied

@@ -166,7 +166,10 @@ def test_markdown_says_that_nothing_was_run(plan: Plan) -> None:
             ["--gpus", "1x40GB", "--gpus", "2x40GB", "--apply"],
             "--apply writes the plan of one cluster; 2 are given",
         ),
-        (["--gpus", "1x1GB", "--apply"], "nothing fits for subnetwork"),
+        (
+            ["--gpus", "1x1GB", "--apply"],
+            "by the plan nothing fits for subnetwork on 1x1GB, nor for another method; take more or larger GPUs",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -1,0 +1,61 @@
+"""`lape-ds bench …`: methods and counting, measured side by side.
+
+Beside cli.py, which has the other commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lape_ds.cli_arguments import listed
+
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(help="cpu-100m, llama-3.1-8b or mistral-nemo-12b; by default what the machine can hold."),
+]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Counted rounds; two more go before them.")]
+SeedOption = Annotated[int, typer.Option(help="Of weights, tokens, neurons and orders.")]
+OutOption = Annotated[
+    Path, typer.Option(metavar="FILE.json", help="The record; its Markdown table goes beside it.")
+]
+
+
+@bench_app.command("train")
+def bench_train(
+    shape: ShapeOption = None,
+    neurons: Annotated[str, typer.Option(help="uniform-1%, or mt: Maltese as published.")] = "uniform-1%",
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; all if not given.")] = None,
+    rounds: RoundsOption = 12,
+    seed: SeedOption = 0,
+    out: OutOption = Path("bench-train.json"),
+) -> None:
+    """Time a whole training step of every method in interleaved rounds, and tell what each keeps in memory.
+
+    Example: lape-ds bench train --neurons mt --out mt.json
+    """
+    from lape_ds.bench.tables import show
+    from lape_ds.bench.train import bench_train
+
+    show(bench_train(shape, neurons=neurons, methods=listed(methods), rounds=rounds, seed=seed, out=out))
+
+
+@bench_app.command("identify")
+def bench_identify(
+    shape: ShapeOption = None,
+    rounds: RoundsOption = 8,
+    seed: SeedOption = 0,
+    out: OutOption = Path("bench-identify.json"),
+) -> None:
+    """Time counting beside a bare forward pass and a plain loop with hooks.
+
+    Example: lape-ds bench identify --out identify.json
+    """
+    from lape_ds.bench.identify import bench_identify
+    from lape_ds.bench.tables import show
+
+    show(bench_identify(shape, rounds=rounds, seed=seed, out=out))

@@ -1,0 +1,112 @@
+"""`lape-ds neurons …`: looking at neuron sets, and taking them in and out.
+
+Beside cli.py, which has the other commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lape_ds.cli_arguments import listed, load
+
+neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+NeuronsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SET", help="A neurons.safetensors, or a recipe that has one.", show_default=False
+    ),
+]
+
+
+@neurons_app.command("show")
+def show_neurons(neurons: NeuronsArgument) -> None:
+    """How many neurons each language has, and where.
+
+    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors
+    """
+    from lape_ds.neurons.neuron_set import NeuronSet
+
+    found = NeuronSet.load(_neurons_file(neurons))
+    everything = found.num_layers * found.neurons_per_layer
+    experts = f" in {found.experts_per_layer} experts" if found.experts_per_layer > 1 else ""
+    typer.echo(
+        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons{experts}, {found.method}"
+    )
+    for code in found.languages:
+        per_layer = " ".join(str(len(layer)) for layer in found.per_layer(code))
+        number = found.num_neurons(code)
+        typer.echo(f"{code:10} {number:8,} ({100 * number / everything:.3f} %)  per layer: {per_layer}")
+
+
+@neurons_app.command("overlap")
+def overlap_neurons(neurons: NeuronsArgument) -> None:
+    """Jaccard similarity of every pair of languages.
+
+    Example: lape-ds neurons overlap recipes/quickstart.yaml
+    """
+    from lape_ds.neurons.neuron_set import NeuronSet
+
+    found = NeuronSet.load(_neurons_file(neurons))
+    typer.echo(f"{'':10}" + "".join(f"{code:>10}" for code in found.languages))
+    for first in found.languages:
+        row = "".join(f"{found.jaccard(first, second):10.3f}" for second in found.languages)
+        typer.echo(f"{first:10}{row}")
+
+
+@neurons_app.command("import")
+def import_neurons(
+    published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.")],
+    languages: Annotated[str, typer.Option(help="In the file's order, comma-separated.")],
+    neurons_per_layer: Annotated[
+        int, typer.Option(min=1, help="The model's intermediate_size (x its experts).")
+    ],
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model that the set is of.")],
+    fingerprint: Annotated[
+        bool, typer.Option(help="Record the fingerprint of its weights (downloads a hub model).")
+    ] = True,
+) -> None:
+    """Turn a published .pth into a neuron set.
+
+    Example: lape-ds neurons import llama.pth out.safetensors --languages mt,af,is --neurons-per-layer 14336
+    --model meta-llama/Llama-3.1-8B
+    """
+    from lape_ds.languages import find_language
+    from lape_ds.model import loading
+    from lape_ds.neurons.formats import import_published
+
+    codes = [find_language(text).code for text in listed(languages)]
+    weights = loading.fingerprint(loading.resolve_model(model)) if fingerprint else ""
+    found = import_published(
+        published, codes, neurons_per_layer=neurons_per_layer, model_id=model, model_fingerprint=weights
+    )
+    found.save(output)
+    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
+
+
+@neurons_app.command("export")
+def export_neurons(
+    neurons: NeuronsArgument,
+    output: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published format to write.")],
+) -> None:
+    """Turn a neuron set into a published-style .pth.
+
+    Example: lape-ds neurons export recipes/quickstart.yaml neurons.pth
+    """
+    from lape_ds.neurons.formats import export_published
+    from lape_ds.neurons.neuron_set import NeuronSet
+
+    found = NeuronSet.load(_neurons_file(neurons))
+    export_published(found, output)
+    typer.echo(f"languages in order: {','.join(found.languages)}")
+
+
+def _neurons_file(target: str) -> Path:
+    if target.endswith(".safetensors"):
+        return Path(target)
+    loaded = load(target, None)
+    return loaded.train.neurons or loaded.identify_dir / "neurons.safetensors"
