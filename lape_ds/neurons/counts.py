@@ -116,6 +116,19 @@ class Counts:
     def _damaged(self, what: str) -> UserError:
         return UserError(f"counts of {self.settings.language}: {what}; {_AGAIN}")
 
+    def num_tokens(self) -> int:
+        """All tokens that were counted.
+
+        Raises:
+            UserError: There is none.
+        """
+        num_tokens = int(self.tokens.sum())
+        if num_tokens == 0:
+            raise UserError(
+                f"counts of {self.settings.language}: no tokens; give the language some text in `corpus`"
+            )
+        return num_tokens
+
     def probabilities(self) -> Tensor:
         """p(activation > 0) per neuron over all buckets, float64 `[layers, neurons]`.
 
@@ -125,12 +138,7 @@ class Counts:
         Raises:
             UserError: Not one token was counted.
         """
-        num_tokens = int(self.tokens.sum())
-        if num_tokens == 0:
-            raise UserError(
-                f"counts of {self.settings.language}: no tokens; give the language some text in `corpus`"
-            )
-        return self.active.sum(0, dtype=torch.int64).double() / num_tokens
+        return self.active.sum(0, dtype=torch.int64).double() / self.num_tokens()
 
     def merge(self, other: Counts) -> Counts:
         """Adds counts of further text, counted in the same way.
