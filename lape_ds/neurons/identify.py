@@ -24,9 +24,9 @@ from lape_ds.model.ffn import ffn_layers, full_shape
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
-from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, check_frozen, freeze_recipe
+from lape_ds.neurons.selection import select_neurons
+from lape_ds.recipe import IdentifySection, Recipe, check_frozen, freeze_recipe
 from lape_ds.runlog import progress, write_run_json
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
@@ -76,7 +76,7 @@ def identify(recipe: Recipe) -> NeuronSet:
     freeze_recipe(recipe, recipe.identify_dir, sections=_SECTIONS)
     counts = _count_languages(recipe, corpora, model_folder, context_length)
 
-    neuron_set = _select(recipe, counts, shape)
+    neuron_set = select_neurons(recipe.identify, counts.values())
     neuron_set.save(recipe.identify_dir / "neurons.safetensors")
     made_of = {"model_fingerprint": neuron_set.model_fingerprint, "context_length": context_length}
     write_run_json(recipe.identify_dir, recipe, {"stage": "identify", **made_of})
@@ -124,7 +124,7 @@ def _count_languages(
             code, recipe.model.path, model_fingerprint, context_length, recipe.model.dtype
         )
         path = recipe.identify_dir / "counts" / f"{code}.safetensors"
-        counts[code] = _reuse_or_count(path, load, corpus, settings, recipe.identify.batch_size)
+        counts[code] = _reuse_or_count(path, load, corpus, settings, recipe.identify)
     return counts
 
 
@@ -139,49 +139,30 @@ def _reuse_or_count(
     load: Callable[[], PreTrainedModel],
     corpus: PackedCorpus,
     settings: CountSettings,
-    batch_size: int,
+    section: IdentifySection,
 ) -> Counts:
     """The counts in `path` if they are of the same text, model and settings; else counts and writes them."""
+    with_sums = section.method == "mean_activation"
     stream, context_length = corpus.train, settings.context_length  # packing has cut it at the budget
     part = CountedBlocks(corpus.fingerprint, 0, stream.num_blocks(context_length), stream.num_tokens)
     if path.exists():
         found = Counts.load(path)
-        if found.settings == settings and found.parts == (part,):
+        enough = not with_sums or found.activation_sums is not None
+        if found.settings == settings and found.parts == (part,) and enough:
             return found
     model = load()
     numbers = progress(part.stop, f"counting {settings.language}", unit="blocks")
     blocks = (stream.block(number, context_length) for number in numbers)
-    counts = count_activations(model, blocks, batch_size=batch_size, settings=settings, part=part)
+    counts = count_activations(
+        model,
+        blocks,
+        batch_size=section.batch_size,
+        settings=settings,
+        part=part,
+        sum_activations=with_sums,
+    )
     counts.save(path)
     return counts
-
-
-def _select(recipe: Recipe, counts: Mapping[str, Counts], shape: ModelShape) -> NeuronSet:
-    knobs = recipe.identify
-    selected = select(
-        torch.stack([counts_k.probabilities() for counts_k in counts.values()], dim=-1),
-        top_rate=knobs.top_rate,
-        filter_rate=knobs.filter_rate,
-        activation_bar_ratio=knobs.activation_bar_ratio,
-    )
-    settings = next(iter(counts.values())).settings
-    return NeuronSet(
-        indices=dict(zip(counts, selected, strict=True)),
-        num_layers=shape.num_layers,
-        neurons_per_layer=shape.neurons_per_layer,
-        experts_per_layer=shape.experts_per_layer,
-        model_id=settings.model_id,
-        model_fingerprint=settings.model_fingerprint,
-        method="lape",
-        knobs={
-            "top_rate": knobs.top_rate,
-            "filter_rate": knobs.filter_rate,
-            "activation_bar_ratio": knobs.activation_bar_ratio,
-            "context_length": settings.context_length,
-            "dtype": settings.dtype,
-            "tokens": {code: int(counts_k.tokens.sum()) for code, counts_k in counts.items()},
-        },
-    )
 
 
 def _table(neuron_set: NeuronSet, counts: Mapping[str, Counts], shape: ModelShape) -> Table:

@@ -17,7 +17,7 @@ the public code of both:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ def lape_entropy(probs_LIK: Tensor) -> Tensor:
     """
     probs = Probabilities.from_tensor(probs_LIK)
     _highest(probs)
-    return _entropy(probs, torch.arange(probs.num_neurons), families=None).unflatten(0, (probs.num_layers, -1))
+    return _entropy(probs, torch.arange(probs.num_neurons), families=None).unflatten(
+        0, (probs.num_layers, -1)
+    )
 
 
 def select(
@@ -97,6 +99,27 @@ def select(
         _as_indices(taken[probs_N[taken] > activation_bar], probs.neurons_per_layer)
         for probs_N in probs.languages()
     ]
+
+
+def most_active(activity: Iterable[Tensor], *, top_rate: float, neurons_per_layer: int) -> list[Tensor]:
+    """Selects, for every language by itself, the neurons that are most active on its text.
+
+    What LAPE is compared with: a language's neurons need not be its own.
+
+    Args:
+        activity: Per language, `[N]`: activation probability, or mean activation. A neuron at 0 or below is not taken.
+        top_rate: Share of all neurons to take for each language.
+        neurons_per_layer: I.
+
+    Returns:
+        Per language int32 `[n, 2]` of (layer, index), sorted; ties at the cut go to the lower (layer, index).
+    """
+    selected = []
+    for activity_N in activity:
+        order = activity_N.sort(descending=True, stable=True).indices[: round(len(activity_N) * top_rate)]
+        taken = order[activity_N[order] > 0].sort().values
+        selected.append(_as_indices(taken, neurons_per_layer))
+    return selected
 
 
 def _highest(probs: Probabilities) -> Tensor:

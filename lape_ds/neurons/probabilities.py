@@ -8,17 +8,12 @@ Shape legend: N = L · I neurons of all layers, K languages, n neurons of a piec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lape_ds.neurons.counts import Counts
-
-_INT32_MAX = 2**31 - 1
 _DIGIT = 16  # bits of a float64 that one pass of `kth_smallest` learns
 _GATHERED = 2**24  # so many values with the same leading bits are looked at as they are
 
@@ -37,21 +32,6 @@ class Probabilities:
     active: tuple[Tensor, ...]
     tokens: tuple[int, ...]
     num_layers: int
-
-    @classmethod
-    def of(cls, counts: Iterable[Counts]) -> Probabilities:
-        """Takes counts one after the other, and of each no more than it needs: their buckets are added up.
-
-        Raises:
-            UserError: A language has no tokens.
-        """
-        active, tokens, num_layers = [], [], 0
-        for counts_k in counts:
-            tokens.append(counts_k.num_tokens())
-            total_LI = counts_k.active.sum(0, dtype=torch.int64)
-            active.append(total_LI.flatten().to(torch.int32 if tokens[-1] <= _INT32_MAX else torch.int64))
-            num_layers = len(total_LI)
-        return cls(tuple(active), tuple(tokens), num_layers)
 
     @classmethod
     def from_tensor(cls, probs_LIK: Tensor) -> Probabilities:

@@ -121,14 +121,28 @@ class ModelSection(Section):
 
 
 class IdentifySection(Section):
-    """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580)."""
+    """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580), or another selection."""
 
     tokens_per_language: TokenBudget = 13_100_000
     context_length: PositiveInt | None = None  # None: the model's full context
     batch_size: PositiveInt = 1
+    # family_lape: entropy over families; probability, mean_activation: each language's `top_rate` most active neurons
+    method: Literal["lape", "family_lape", "probability", "mean_activation"] = "lape"
+    families: ByLanguage[str] = {}  # of family_lape, before the shipped table: e.g. {mlt: Romance}
     top_rate: float = Field(default=0.05, gt=0, le=1)
     filter_rate: float = Field(default=0.95, gt=0, le=1)
     activation_bar_ratio: float = Field(default=0.95, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> IdentifySection:
+        lape = ("lape", "family_lape")
+        users = {"families": ("family_lape",), "filter_rate": lape, "activation_bar_ratio": lape}
+        for key, methods in users.items():
+            if self.method not in methods and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} has no use with method: {self.method}; remove it (it is for {', '.join(methods)})"
+                )
+        return self
 
 
 class DeepSpeedSection(Section):
@@ -240,6 +254,13 @@ class Recipe(Section):
             for part in (train.languages, train.replay.languages, train.heldout.languages)
         ]
         return list(dict.fromkeys(code for part in [self.languages.identify, *named] for code in part))
+
+    @model_validator(mode="after")
+    def _families_are_compared(self) -> Recipe:
+        for code in self.identify.families:
+            if code not in self.languages.identify:
+                raise ValueError(f"identify.families: {code} is not among languages.identify")
+        return self
 
     @model_validator(mode="after")
     def _neurons_are_known(self) -> Recipe:

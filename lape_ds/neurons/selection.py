@@ -1,0 +1,99 @@
+"""From the counts of all languages to the neuron set, by the recipe's method.
+
+After counting, before whatever takes a neuron set; needs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from lape_ds.errors import UserError
+from lape_ds.neurons.counts import Counts, CountSettings
+from lape_ds.neurons.families import families
+from lape_ds.neurons.lape import most_active, select
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.neurons.probabilities import Probabilities
+from lape_ds.recipe import IdentifySection
+
+
+def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> NeuronSet:
+    """Selects every language's neurons.
+
+    Args:
+        section: Which method, and its knobs.
+        counts: In the order of the languages. They are looked at one after the other, once: a generator that loads their
+            files needs the memory of one, and of a table that is a sixteenth of all.
+
+    Raises:
+        UserError: No counts, unlike ones, a language without tokens, or counts without the sums that `mean_activation` needs.
+    """
+    settings: list[CountSettings] = []
+    activity: list[Tensor] = []
+    tokens: list[int] = []
+    num_layers, num_experts = 0, 1
+    for counts_k in counts:
+        settings.append(counts_k.settings)
+        _check_comparable(settings[0], settings[-1])
+        tokens.append(counts_k.num_tokens())
+        of_language = (
+            counts_k.mean_activations() if section.method == "mean_activation" else counts_k.total_active()
+        )
+        num_layers = len(of_language)
+        num_experts = 1 if counts_k.expert_tokens is None else counts_k.expert_tokens.shape[2]
+        activity.append(of_language.flatten())
+    if not settings:
+        raise UserError("no counts to select neurons from; count some with `lape-ds identify`")
+    codes = [settings_k.language for settings_k in settings]
+    table = Probabilities(tuple(activity), tuple(tokens), num_layers)
+    return NeuronSet(
+        indices=dict(zip(codes, _select(section, table, codes), strict=True)),
+        num_layers=num_layers,
+        neurons_per_layer=table.neurons_per_layer,
+        experts_per_layer=num_experts,
+        model_id=settings[0].model_id,
+        model_fingerprint=settings[0].model_fingerprint,
+        method=section.method,
+        knobs={
+            **_knobs(section, codes),
+            "context_length": settings[0].context_length,
+            "dtype": settings[0].dtype,
+            "tokens": dict(zip(codes, tokens, strict=True)),
+        },
+    )
+
+
+def _select(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
+    """Per language int32 `[n, 2]`; `table` holds means of activations where the method asks for them."""
+    if section.method in ("probability", "mean_activation"):
+        activity = table.languages() if section.method == "probability" else table.active
+        return most_active(activity, top_rate=section.top_rate, neurons_per_layer=table.neurons_per_layer)
+    return select(
+        table,
+        top_rate=section.top_rate,
+        filter_rate=section.filter_rate,
+        activation_bar_ratio=section.activation_bar_ratio,
+        families=families(codes, section.families) if section.method == "family_lape" else None,
+    )
+
+
+def _knobs(section: IdentifySection, codes: Sequence[str]) -> dict[str, Any]:
+    knobs: dict[str, Any] = {"top_rate": section.top_rate}
+    if section.method in ("lape", "family_lape"):
+        knobs |= {"filter_rate": section.filter_rate, "activation_bar_ratio": section.activation_bar_ratio}
+    if section.method == "family_lape":
+        knobs["families"] = dict(zip(codes, families(codes, section.families), strict=True))
+    return knobs
+
+
+def _check_comparable(first: CountSettings, other: CountSettings) -> None:
+    theirs = asdict(other)
+    for name, ours in asdict(first).items():
+        if name not in ("language", "model_id") and ours != theirs[name]:
+            raise UserError(
+                f"counts of {first.language} and {other.language} differ in {name} ({ours} and {theirs[name]}), so their "
+                f"languages cannot be compared; count both with the same {name}"
+            )
