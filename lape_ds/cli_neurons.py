@@ -61,31 +61,42 @@ def overlap_neurons(neurons: NeuronsArgument) -> None:
 def import_neurons(
     published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.")],
-    languages: Annotated[str, typer.Option(help="In the file's order, comma-separated.")],
+    languages: Annotated[
+        str | None,
+        typer.Option(help="In the file's order, comma-separated; known for the nine published files."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or folder of the model that the set is of; its shape is compared. Known as above."
+        ),
+    ] = None,
     neurons_per_layer: Annotated[
-        int, typer.Option(min=1, help="The model's intermediate_size (x its experts).")
-    ],
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model that the set is of.")],
+        int | None, typer.Option(min=1, help="intermediate_size (x experts); by default as the model has it.")
+    ] = None,
     fingerprint: Annotated[
-        bool, typer.Option(help="Record the fingerprint of its weights (downloads a hub model).")
+        bool, typer.Option(help="Record the fingerprint of --model's weights (downloads a hub model).")
     ] = True,
 ) -> None:
-    """Turn a published .pth into a neuron set.
+    """Turn a published .pth into a neuron set. Nothing in the file is run.
 
-    Example: lape-ds neurons import llama.pth out.safetensors --languages mt,af,is --neurons-per-layer 14336
-    --model meta-llama/Llama-3.1-8B
+    Example: lape-ds neurons import llama-3.1-5 out.safetensors
+
+    Another file: lape-ds neurons import my.pth out.safetensors --languages mt,af,is --model models/my-llama
     """
-    from lape_ds.languages import find_language
-    from lape_ds.model import loading
-    from lape_ds.neurons.formats import import_published
+    from lape_ds.neurons.published import import_file
 
-    codes = [find_language(text).code for text in listed(languages)]
-    weights = loading.fingerprint(loading.resolve_model(model)) if fingerprint else ""
-    found = import_published(
-        published, codes, neurons_per_layer=neurons_per_layer, model_id=model, model_fingerprint=weights
+    found = import_file(
+        published,
+        languages=listed(languages),
+        model=model,
+        neurons_per_layer=neurons_per_layer,
+        with_fingerprint=fingerprint,
     )
     found.save(output)
-    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
+    typer.echo(
+        f"{found.model_id}: " + ", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages)
+    )
 
 
 @neurons_app.command("export")

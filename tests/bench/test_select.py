@@ -31,4 +31,6 @@ def test_record(tmp_path: Path) -> None:
 
 def test_means_are_the_same_table() -> None:
     counted, means = (random_table(TINY, 0, as_means=as_means) for as_means in (False, True))
-    assert all(torch.equal(a.double() / 13_100_000, b) for a, b in zip(counted.active, means.active, strict=True))
+    assert all(
+        torch.equal(a.double() / 13_100_000, b) for a, b in zip(counted.active, means.active, strict=True)
+    )
