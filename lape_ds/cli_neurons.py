@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lape_ds.cli_arguments import listed, load
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed, load
 
 neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -114,6 +114,48 @@ def export_neurons(
     found = NeuronSet.load(_neurons_file(neurons))
     export_published(found, output)
     typer.echo(f"languages in order: {','.join(found.languages)}")
+
+
+@neurons_app.command("merge")
+def merge_neurons(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="COUNTS COUNTS… OUT",
+            help="Files of counts, or folders of them, and last the file or folder to write.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Add up the counts of several clusters, or of several parts of a corpus; unlike settings are refused.
+
+    Example: lape-ds neurons merge a/identify/counts b/identify/counts merged
+    """
+    from lape_ds.neurons.merging import merge_counts
+
+    for merged in merge_counts(paths[:-1], paths[-1]):
+        typer.echo(f"{merged.language:10} {merged.num_tokens:14,} tokens of {merged.num_files} files")
+
+
+@neurons_app.command("select")
+def select_neurons(
+    recipe: RecipeArgument,
+    counts: Annotated[Path, typer.Argument(metavar="COUNTS", help="A folder of counts.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.", show_default=False)
+    ],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs no model.
+
+    Example: lape-ds neurons select recipes/llama-3.1-8b.yaml merged neurons.safetensors identify.method=family_lape
+    """
+    loaded = load(recipe, overrides)
+    from lape_ds.neurons.selection import select_from_folder
+
+    found = select_from_folder(loaded, counts)
+    found.save(output)
+    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
 
 
 def _neurons_file(target: str) -> Path:

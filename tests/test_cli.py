@@ -23,7 +23,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 STAGES = tuple("pretrain corpus identify train sweep export eval summary languages plan tune".split())
-NEURONS = ("show", "overlap", "import", "export")
+NEURONS = ("show", "overlap", "import", "export", "merge", "select")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ NEURONS = ("show", "overlap", "import", "export")
         *(["neurons", name] for name in NEURONS),
         ["bench", "train"],
         ["bench", "identify"],
+        ["bench", "select"],
     ],
 )
 def test_every_command_has_help_with_an_example(

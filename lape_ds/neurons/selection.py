@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from lape_ds.neurons.families import families
 from lape_ds.neurons.lape import most_active, select
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.neurons.probabilities import Probabilities
-from lape_ds.recipe import IdentifySection
+from lape_ds.recipe import IdentifySection, Recipe
 
 
 def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> NeuronSet:
@@ -37,7 +38,7 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
     num_layers, num_experts = 0, 1
     for counts_k in counts:
         settings.append(counts_k.settings)
-        _check_comparable(settings[0], settings[-1])
+        check_comparable(settings[0], settings[-1])
         tokens.append(counts_k.num_tokens())
         of_language = (
             counts_k.mean_activations() if section.method == "mean_activation" else counts_k.total_active()
@@ -66,6 +67,21 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
     )
 
 
+def select_from_folder(recipe: Recipe, folder: Path) -> NeuronSet:
+    """Selects the neurons of a recipe's languages from the counts in a folder, e.g. one that was merged.
+
+    Raises:
+        UserError: As `select_neurons`, or a language has no counts there.
+    """
+    paths = [folder / f"{code}.safetensors" for code in recipe.languages.identify]
+    missing = [path.stem for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} has no counts of {', '.join(missing)} (languages.identify); count them, or name fewer languages"
+        )
+    return select_neurons(recipe.identify, (Counts.load(path) for path in paths))
+
+
 def _select(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
     """Per language int32 `[n, 2]`; `table` holds means of activations where the method asks for them."""
     if section.method in ("probability", "mean_activation"):
@@ -89,7 +105,12 @@ def _knobs(section: IdentifySection, codes: Sequence[str]) -> dict[str, Any]:
     return knobs
 
 
-def _check_comparable(first: CountSettings, other: CountSettings) -> None:
+def check_comparable(first: CountSettings, other: CountSettings) -> None:
+    """Makes sure that counts of two languages may be compared: by one model, in the same way.
+
+    Raises:
+        UserError: They may not; names the setting and both values.
+    """
     theirs = asdict(other)
     for name, ours in asdict(first).items():
         if name not in ("language", "model_id") and ours != theirs[name]:
