@@ -5,8 +5,10 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,40 +23,52 @@ NeuronsArgument = Annotated[
     ),
 ]
 
+PictureOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also draw it: a name that ends in .png or .svg.")
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
 
 @neurons_app.command("show")
-def show_neurons(neurons: NeuronsArgument) -> None:
+def show_neurons(
+    neurons: NeuronsArgument, picture: PictureOption = None, as_json: JSONOption = False
+) -> None:
     """How many neurons each language has, and where.
 
-    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors
+    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors --picture layers.png
     """
+    from lape_ds.analysis.overlap import Layers
     from lape_ds.neurons.neuron_set import NeuronSet
 
-    found = NeuronSet.load(_neurons_file(neurons))
-    everything = found.num_layers * found.neurons_per_layer
-    experts = f" in {found.experts_per_layer} experts" if found.experts_per_layer > 1 else ""
-    typer.echo(
-        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons{experts}, {found.method}"
-    )
-    for code in found.languages:
-        per_layer = " ".join(str(len(layer)) for layer in found.per_layer(code))
-        number = found.num_neurons(code)
-        typer.echo(f"{code:10} {number:8,} ({100 * number / everything:.3f} %)  per layer: {per_layer}")
+    layers = Layers.of(NeuronSet.load(_neurons_file(neurons)))
+    typer.echo(json.dumps(layers.as_json(), indent=2) if as_json else "\n".join(layers.lines()))
+    if picture is not None:
+        from lape_ds.analysis.neuron_pictures import draw_layers, write_picture
+
+        write_picture(partial(draw_layers, layers), picture)
 
 
 @neurons_app.command("overlap")
-def overlap_neurons(neurons: NeuronsArgument) -> None:
-    """Jaccard similarity of every pair of languages.
+def overlap_neurons(
+    neurons: NeuronsArgument,
+    by: Annotated[Literal["language", "family"], typer.Option(help="What is compared.")] = "language",
+    picture: PictureOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Jaccard similarity of every pair of languages, or of families; of more than 20 the text shows the nearest.
 
-    Example: lape-ds neurons overlap recipes/quickstart.yaml
+    Example: lape-ds neurons overlap recipes/quickstart.yaml --by family --picture overlap.svg
     """
+    from lape_ds.analysis.overlap import Overlap
     from lape_ds.neurons.neuron_set import NeuronSet
 
     found = NeuronSet.load(_neurons_file(neurons))
-    typer.echo(f"{'':10}" + "".join(f"{code:>10}" for code in found.languages))
-    for first in found.languages:
-        row = "".join(f"{found.jaccard(first, second):10.3f}" for second in found.languages)
-        typer.echo(f"{first:10}{row}")
+    overlap = Overlap.of_languages(found) if by == "language" else Overlap.of_families(found)
+    typer.echo(json.dumps(overlap.as_json(), indent=2) if as_json else "\n".join(overlap.lines()))
+    if picture is not None:
+        from lape_ds.analysis.neuron_pictures import draw_overlap, write_picture
+
+        write_picture(partial(draw_overlap, overlap, f"Shared neurons, {found.model_id}"), picture)
 
 
 @neurons_app.command("import")

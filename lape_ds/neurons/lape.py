@@ -114,12 +114,18 @@ def most_active(activity: Iterable[Tensor], *, top_rate: float, neurons_per_laye
     Returns:
         Per language int32 `[n, 2]` of (layer, index), sorted; ties at the cut go to the lower (layer, index).
     """
-    selected = []
-    for activity_N in activity:
-        order = activity_N.sort(descending=True, stable=True).indices[: round(len(activity_N) * top_rate)]
-        taken = order[activity_N[order] > 0].sort().values
-        selected.append(_as_indices(taken, neurons_per_layer))
-    return selected
+    return [_as_indices(_largest(activity_N, top_rate), neurons_per_layer) for activity_N in activity]
+
+
+def _largest(values_N: Tensor, top_rate: float) -> Tensor:
+    """Places of the largest `round(N · top_rate)` values, of those above 0; sorted. Not by sorting them, which is slow."""
+    number = round(len(values_N) * top_rate)
+    if number == 0:
+        return torch.empty(0, dtype=torch.int64)
+    bar = values_N.kthvalue(len(values_N) - number + 1).values
+    above, at_bar = (values_N > bar).nonzero()[:, 0], (values_N == bar).nonzero()[:, 0]
+    places = torch.cat([above, at_bar[: number - len(above)]])
+    return places[values_N[places] > 0].sort().values
 
 
 def _highest(probs: Probabilities) -> Tensor:

@@ -276,7 +276,7 @@ def test_planted_family_neurons_are_found_by_families_alone() -> None:
     assert not any(layer == 1 for neurons in by_language for layer, _ in neurons)
 
 
-@pytest.mark.parametrize("top_rate", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("top_rate", [0.002, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("tokens", [10**6, 7], ids="{} tokens".format)
 def test_most_active_equals_naive_loop(top_rate: float, tokens: int) -> None:
     """7 tokens: ties at the cut, and neurons that are never active."""
