@@ -39,7 +39,13 @@ class LanguagesSection(Section):
         return self
 
 
-class FilesSource(Section):
+class TextSource(Section):
+    """What all sources of text have."""
+
+    romanise: bool = False  # in Latin letters, to tell what follows a script from what follows a language
+
+
+class FilesSource(TextSource):
     """Local .txt, .jsonl or .parquet (also .gz/.zst/.bz2/.xz), a file or a folder of them.
 
     `path` may hold placeholders of the language table, e.g. `data/{iso639_3}`.
@@ -51,7 +57,7 @@ class FilesSource(Section):
     document: Literal["line", "paragraph", "file"] = "line"  # what one document is in a .txt file
 
 
-class HubSource(Section):
+class HubSource(TextSource):
     """A hub data set, streamed. `config` may hold placeholders, e.g. `{glotcc}` or `{fineweb2}`."""
 
     kind: Literal["hub"]
@@ -62,7 +68,7 @@ class HubSource(Section):
     revision: str | None = None
 
 
-class CLDRSource(Section):
+class CLDRSource(TextSource):
     """Records rendered from CLDR by babel: real text in over 200 locales with no download."""
 
     kind: Literal["cldr"]
