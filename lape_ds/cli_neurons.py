@@ -71,6 +71,33 @@ def overlap_neurons(
         write_picture(partial(draw_overlap, overlap, f"Shared neurons, {found.model_id}"), picture)
 
 
+@neurons_app.command("script-check")
+def check_script(
+    native: NeuronsArgument,
+    romanised: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROMANISED",
+            help="The set of a second identification, of which the language's source had `romanise: true`.",
+            show_default=False,
+        ),
+    ],
+    language: Annotated[str, typer.Option(help="The language whose text was romanised.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Does a language's set follow the language, or its script? Its set against that of its romanised copy.
+
+    Example: lape-ds neurons script-check runs/a/identify/neurons.safetensors runs/b/identify/neurons.safetensors --language ka
+    """
+    from lape_ds.analysis.script_check import check_script
+    from lape_ds.languages import find_language
+    from lape_ds.neurons.neuron_set import NeuronSet
+
+    sets = [NeuronSet.load(_neurons_file(path)) for path in (native, romanised)]
+    check = check_script(*sets, language=find_language(language).code)
+    typer.echo(json.dumps(check.as_json(), indent=2) if as_json else "\n".join(check.lines()))
+
+
 @neurons_app.command("import")
 def import_neurons(
     published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],

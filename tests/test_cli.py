@@ -23,7 +23,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 STAGES = tuple("pretrain corpus identify train sweep export eval summary languages plan tune".split())
-NEURONS = ("show", "overlap", "import", "export", "merge", "select")
+NEURONS = ("show", "overlap", "script-check", "import", "export", "merge", "select")
 
 
 @pytest.mark.parametrize(
