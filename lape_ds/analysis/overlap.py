@@ -6,7 +6,7 @@ After selection; the pictures are made from these figures (neuron_pictures.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -149,23 +149,23 @@ class Overlap:
         return fmean(within) if within else None, fmean(between) if between else None
 
     def lines(self) -> Iterator[str]:
-        """For a terminal: the matrix of Jaccard similarities; of many names each one's nearest."""
+        """For a terminal: the matrices of shared neurons and of Jaccard similarities; of many names each one's nearest."""
         width = max(10, *(len(name) + 1 for name in self.names))
+        places = range(len(self.names))
         if len(self.names) <= _WHOLE_MATRIX:
-            yield " " * width + "".join(f"{name:>{width}}" for name in self.names)
-            for first, name in enumerate(self.names):
-                row = "".join(
-                    f"{self.jaccard(first, second):{width}.3f}" for second in range(len(self.names))
-                )
-                yield f"{name:{width}}{row}"
+            yield from self._matrix("shared", width, lambda first, second: f"{self.shared[first][second]:,}")
+            yield ""
+            yield from self._matrix(
+                "Jaccard", width, lambda first, second: f"{self.jaccard(first, second):.3f}"
+            )
         else:
             for first, name in enumerate(self.names):
-                others = [second for second in range(len(self.names)) if second != first]
-                others.sort(key=lambda second: -self.jaccard(first, second))
+                others = sorted(set(places) - {first}, key=lambda second: -self.jaccard(first, second))
                 nearest = ", ".join(
-                    f"{self.names[second]} {self.jaccard(first, second):.3f}" for second in others[:_NEAREST]
+                    f"{self.names[second]} {self.jaccard(first, second):.3f} ({self.shared[first][second]:,})"
+                    for second in others[:_NEAREST]
                 )
-                yield f"{name:{width}}nearest: {nearest}"
+                yield f"{name:{width}}nearest by Jaccard (shared): {nearest}"
         told = [
             f"{mean:.3f} {where}"
             for mean, where in zip(self.means(), ("within a family", "between families"), strict=True)
@@ -174,8 +174,14 @@ class Overlap:
         if told:
             yield f"mean Jaccard of two: {', '.join(told)}"
 
+    def _matrix(self, title: str, width: int, cell: Callable[[int, int], str]) -> Iterator[str]:
+        places = range(len(self.names))
+        yield f"{title:{width}}" + "".join(f"{name:>{width}}" for name in self.names)
+        for first, name in enumerate(self.names):
+            yield f"{name:{width}}" + "".join(f"{cell(first, second):>{width}}" for second in places)
+
     def as_json(self) -> dict[str, Any]:
-        """For machines, the whole matrix."""
+        """For machines, the whole matrices."""
         within, between = self.means()
         places = range(len(self.names))
         return {

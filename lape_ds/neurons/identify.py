@@ -7,7 +7,7 @@ counting, and other knobs of the selection cost none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -74,13 +74,13 @@ def identify(recipe: Recipe) -> NeuronSet:
         budget_key="identify.tokens_per_language",
     )
     freeze_recipe(recipe, recipe.identify_dir, sections=_SECTIONS)
-    counts = _count_languages(recipe, corpora, model_folder, context_length)
-
-    neuron_set = select_neurons(recipe.identify, counts.values())
+    neuron_set = select_neurons(
+        recipe.identify, _count_languages(recipe, corpora, model_folder, context_length)
+    )
     neuron_set.save(recipe.identify_dir / "neurons.safetensors")
     made_of = {"model_fingerprint": neuron_set.model_fingerprint, "context_length": context_length}
     write_run_json(recipe.identify_dir, recipe, {"stage": "identify", **made_of})
-    Console().print(_table(neuron_set, counts, shape))
+    Console().print(_table(neuron_set, shape))
     return neuron_set
 
 
@@ -114,18 +114,16 @@ def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:
 
 def _count_languages(
     recipe: Recipe, corpora: Mapping[str, PackedCorpus], model_folder: Path, context_length: int
-) -> dict[str, Counts]:
-    """Counts of every corpus, from files where they are there; the model is loaded only where one is not."""
+) -> Iterator[Counts]:
+    """Counts of one corpus after the other, from files where they are there; the model is loaded only where one is not."""
     model_fingerprint = fingerprint(model_folder)
     load = cache(partial(_load_on_device, recipe, model_folder))
-    counts = {}
     for code, corpus in corpora.items():
         settings = CountSettings(
             code, recipe.model.path, model_fingerprint, context_length, recipe.model.dtype
         )
         path = recipe.identify_dir / "counts" / f"{code}.safetensors"
-        counts[code] = _reuse_or_count(path, load, corpus, settings, recipe.identify)
-    return counts
+        yield _reuse_or_count(path, load, corpus, settings, recipe.identify)
 
 
 def _load_on_device(recipe: Recipe, folder: Path) -> PreTrainedModel:
@@ -165,7 +163,7 @@ def _reuse_or_count(
     return counts
 
 
-def _table(neuron_set: NeuronSet, counts: Mapping[str, Counts], shape: ModelShape) -> Table:
+def _table(neuron_set: NeuronSet, shape: ModelShape) -> Table:
     distinct = len(neuron_set.union(*neuron_set.languages))
     all_neurons = shape.num_layers * shape.neurons_per_layer
     table = Table(title="Language neurons", caption=f"{distinct:,} distinct of {all_neurons:,} neurons")
@@ -175,5 +173,6 @@ def _table(neuron_set: NeuronSet, counts: Mapping[str, Counts], shape: ModelShap
     for code in neuron_set.languages:
         num_neurons = neuron_set.num_neurons(code)
         share = 100 * num_neurons * shape.parameters_per_neuron / shape.num_parameters
-        table.add_row(code, f"{int(counts[code].tokens.sum()):,}", f"{num_neurons:,}", f"{share:.2f}")
+        tokens = neuron_set.knobs["tokens"][code]
+        table.add_row(code, f"{tokens:,}", f"{num_neurons:,}", f"{share:.2f}")
     return table

@@ -153,9 +153,21 @@ def test_text_of_many_languages_names_the_nearest() -> None:
     overlap = Overlap.of_languages(found)
     lines = list(overlap.lines())
     assert len(lines) == 41
-    assert max(len(line) for line in lines) < 120
     best = max((overlap.jaccard(0, other), -other) for other in range(1, 40))
-    assert lines[0].startswith(f"{overlap.names[0]}  nearest: {overlap.names[-best[1]]} {best[0]:.3f}, ")
+    nearest = f"{overlap.names[-best[1]]} {best[0]:.3f} ({overlap.shared[0][-best[1]]}), "
+    assert lines[0].startswith(f"{overlap.names[0]}  nearest by Jaccard (shared): {nearest}")
+    few = list(Overlap.of_languages(random_set(3)).lines())
+    assert [line.split()[0] for line in few if line] == [
+        "shared",
+        *overlap_names(3),
+        "Jaccard",
+        *overlap_names(3),
+        "mean",
+    ]
+
+
+def overlap_names(number: int) -> tuple[str, ...]:
+    return Overlap.of_languages(random_set(number)).names
 
 
 @pytest.mark.parametrize("number", [1, 12, 120])
