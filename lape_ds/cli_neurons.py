@@ -6,7 +6,6 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,7 +44,7 @@ def show_neurons(
     if picture is not None:
         from lape_ds.analysis.neuron_pictures import draw_layers, write_picture
 
-        write_picture(partial(draw_layers, layers), picture)
+        write_picture(draw_layers(layers), picture)
 
 
 @neurons_app.command("overlap")
@@ -68,7 +67,7 @@ def overlap_neurons(
     if picture is not None:
         from lape_ds.analysis.neuron_pictures import draw_overlap, write_picture
 
-        write_picture(partial(draw_overlap, overlap, f"Shared neurons, {found.model_id}"), picture)
+        write_picture(draw_overlap(overlap, title=f"Shared neurons, {found.model_id}"), picture)
 
 
 @neurons_app.command("script-check")

@@ -6,7 +6,7 @@ their height, and relatives stand together under their family's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
@@ -27,11 +27,11 @@ _IN_FIGURES = 20  # up to so many names a cell has room for its figure
 _NO_NEURON = "0.93"
 
 
-def write_picture(draw: Callable[[Path, str], None], path: Path) -> None:
-    """Draws into `path`, whole or not at all.
+def write_picture(figure: Figure, path: Path) -> None:
+    """Writes a picture, whole or not at all.
 
     Args:
-        draw: Draws into a file, given the file and its format.
+        figure: What was drawn.
         path: `.png` or `.svg`.
 
     Raises:
@@ -43,10 +43,10 @@ def write_picture(draw: Callable[[Path, str], None], path: Path) -> None:
             f"--picture {path}: no such kind of picture; allowed: a name that ends in .png or .svg"
         )
     with whole_file(path) as temporary:
-        draw(temporary, format)
+        save_figure(figure, temporary, format=format)
 
 
-def draw_layers(layers: Layers, path: Path, format: str) -> None:
+def draw_layers(layers: Layers) -> Figure:
     """Languages by layers: how many neurons, on a logarithmic scale; grey where there are none."""
     order = by_family({one.code: one.family for one in layers.languages})
     languages = sorted(layers.languages, key=lambda one: order.index(one.code))
@@ -84,10 +84,10 @@ def draw_layers(layers: Layers, path: Path, format: str) -> None:
         fontsize="small",
         color="0.35",
     )
-    save_figure(figure, path, format=format)
+    return figure
 
 
-def draw_overlap(overlap: Overlap, title: str, path: Path, format: str) -> None:
+def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     """The matrix of Jaccard similarities; the diagonal, 1 everywhere, is left out."""
     number = len(overlap.names)
     similar = np.array([[overlap.jaccard(a, b) for b in range(number)] for a in range(number)])
@@ -112,16 +112,8 @@ def draw_overlap(overlap: Overlap, title: str, path: Path, format: str) -> None:
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01, fraction=0.03)
     bar.set_label("Jaccard similarity: shared / all neurons of the two", fontsize="small")
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    within, between = overlap.means()
-    told = [
-        f"{mean:.3f} {where}"
-        for mean, where in ((within, "within a family"), (between, "between families"))
-        if mean is not None
-    ]
-    axes.set_title(
-        f"mean of two: {', '.join(told)}" if told else "", loc="left", fontsize="small", color="0.35"
-    )
-    save_figure(figure, path, format=format)
+    axes.set_title(overlap.told_means(), loc="left", fontsize="small", color="0.35")
+    return figure
 
 
 def _row(number: int) -> tuple[float, float]:

@@ -148,6 +148,15 @@ class Overlap:
                 (within if self.families[second] == family else between).append(self.jaccard(first, second))
         return fmean(within) if within else None, fmean(between) if between else None
 
+    def told_means(self) -> str:
+        """The same in words."""
+        told = [
+            f"{mean:.3f} {where}"
+            for mean, where in zip(self.means(), ("within a family", "between families"), strict=True)
+            if mean is not None
+        ]
+        return f"mean Jaccard of two: {', '.join(told) or 'there are no two'}"
+
     def lines(self) -> Iterator[str]:
         """For a terminal: the matrices of shared neurons and of Jaccard similarities; of many names each one's nearest."""
         width = max(10, *(len(name) + 1 for name in self.names))
@@ -166,13 +175,7 @@ class Overlap:
                     for second in others[:_NEAREST]
                 )
                 yield f"{name:{width}}nearest by Jaccard (shared): {nearest}"
-        told = [
-            f"{mean:.3f} {where}"
-            for mean, where in zip(self.means(), ("within a family", "between families"), strict=True)
-            if mean is not None
-        ]
-        if told:
-            yield f"mean Jaccard of two: {', '.join(told)}"
+        yield self.told_means()
 
     def _matrix(self, title: str, width: int, cell: Callable[[int, int], str]) -> Iterator[str]:
         places = range(len(self.names))
