@@ -109,3 +109,26 @@ def test_mean_activation_needs_sums() -> None:
         select_neurons(
             IdentifySection(method="mean_activation"), [make_counts("mlt_Latn", seed=0, sums=False)]
         )
+
+
+def test_planted_rare_and_strong_neurons() -> None:
+    """Of 60 neurons one fires faintly on many tokens, one hard on few: probability finds the first, the mean the second."""
+    planted = []
+    for counts in all_counts():
+        active, sums = torch.zeros_like(counts.active), torch.zeros(3, 20, dtype=torch.int64)
+        active[:, 1, 4], sums[1, 4] = counts.tokens.int(), ACTIVATION_UNIT // 1000
+        active[0, 2, 7], sums[2, 7] = 1, 50 * ACTIVATION_UNIT
+        planted.append(replace(counts, active=active, activation_sums=sums))
+    for method, neuron in (("probability", [1, 4]), ("mean_activation", [2, 7])):
+        section = IdentifySection(method=method, top_rate=1 / 60)  # pyright: ignore[reportArgumentType]
+        found = select_neurons(section, planted)
+        assert [found.neurons(code).tolist() for code in CODES] == [[neuron]] * 4
+
+
+def test_experts_are_told() -> None:
+    experts = torch.full((16, 3, 4), 40)
+    mixtures = [
+        replace(counts, active=counts.active.clamp(max=40), expert_tokens=experts) for counts in all_counts()
+    ]
+    found = select_neurons(IdentifySection(), mixtures)
+    assert (found.neurons_per_layer, found.experts_per_layer) == (20, 4)
