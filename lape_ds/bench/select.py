@@ -1,4 +1,4 @@
-"""`lape-ds bench select`: time and memory of selecting the neurons of hundreds of languages, by every method.
+"""`lape-ds bench select`: time and memory of selecting the neurons of hundreds of languages.
 
 Beside the room's other commands; needs no model.
 """
@@ -24,7 +24,7 @@ from lape_ds.neurons.lape import most_active, select
 from lape_ds.neurons.probabilities import Probabilities
 from lape_ds.runlog import progress
 
-METHODS = ("lape", "family_lape", "probability", "mean_activation")
+METHODS = ("lape", "family_lape", "probability")  # mean_activation does as probability does
 _TOKENS = 13_100_000  # of a language, as published
 
 
@@ -61,7 +61,7 @@ def bench_select(size: Size, *, rounds: int, seed: int, out: Path) -> dict[str, 
 
 def _measure(method: str, size: Size, rounds: int, seed: int, num_threads: int) -> dict[str, Any]:
     torch.set_num_threads(num_threads)
-    table = random_table(size, seed, as_means=method == "mean_activation")
+    table = random_table(size, seed)
     held = _resident("VmRSS")
     turn = _turn(method, table, size)
     seconds, selected = [], []
@@ -77,23 +77,19 @@ def _measure(method: str, size: Size, rounds: int, seed: int, num_threads: int) 
     }
 
 
-def random_table(size: Size, seed: int, *, as_means: bool) -> Probabilities:
+def random_table(size: Size, seed: int) -> Probabilities:
     """Random counts, few neurons often active; independent, so that nearly every neuron passes the filter: the dearest case."""
     generator = torch.Generator().manual_seed(seed)
     number = size.layers * size.neurons_per_layer
     tokens = tuple(_TOKENS + 1000 * k for k in range(size.languages))
-
-    def drawn() -> Tensor:
-        active = (torch.rand(number, generator=generator) ** 4 * _TOKENS).int()
-        return active.double() / _TOKENS if as_means else active
-
-    return Probabilities(tuple(drawn() for _ in tokens), tokens, size.layers)
+    active = tuple((torch.rand(number, generator=generator) ** 4 * _TOKENS).int() for _ in tokens)
+    return Probabilities(active, tokens, size.layers)
 
 
 def _turn(method: str, table: Probabilities, size: Size) -> Callable[[], list[Tensor]]:
-    if method in ("probability", "mean_activation"):
-        activity = table.languages if method == "probability" else lambda: table.active
-        return lambda: most_active(activity(), top_rate=0.05, neurons_per_layer=size.neurons_per_layer)
+    if method == "probability":
+        shape = (size.layers, size.neurons_per_layer)
+        return lambda: [most_active(probs_N.view(shape), top_rate=0.05) for probs_N in table.languages()]
     codes = [language.code for language in all_languages()]
     named = [codes[k % len(codes)] for k in range(size.languages)]
     return partial(select, table, families=families(named, {}) if method == "family_lape" else None)

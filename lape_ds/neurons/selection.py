@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lape_ds.errors import UserError
@@ -27,33 +28,38 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
     Args:
         section: Which method, and its knobs.
         counts: In the order of the languages. They are looked at one after the other, once: a generator that loads their
-            files needs the memory of one, and of a table that is a sixteenth of all.
+            files needs the memory of one, and, where languages are compared, a sixteenth of all.
 
     Raises:
         UserError: No counts, unlike ones, a language without tokens, or counts without the sums that `mean_activation` needs.
     """
     settings: list[CountSettings] = []
-    activity: list[Tensor] = []
     tokens: list[int] = []
-    num_layers, num_experts = 0, 1
+    active: list[Tensor] = []  # of the methods that compare languages
+    indices: list[Tensor] = []  # of those that look at each by itself
+    shape, num_experts = torch.Size((0, 0)), 1
     for counts_k in counts:
         settings.append(counts_k.settings)
         check_comparable(settings[0], settings[-1])
         tokens.append(counts_k.num_tokens())
-        of_language = (
-            counts_k.mean_activations() if section.method == "mean_activation" else counts_k.total_active()
-        )
-        num_layers = len(of_language)
+        shape = counts_k.active.shape[1:]
         num_experts = 1 if counts_k.expert_tokens is None else counts_k.expert_tokens.shape[2]
-        activity.append(of_language.flatten())
+        if section.method == "probability":
+            indices.append(most_active(counts_k.probabilities(), top_rate=section.top_rate))
+        elif section.method == "mean_activation":
+            indices.append(most_active(counts_k.mean_activations(), top_rate=section.top_rate))
+        else:
+            active.append(counts_k.total_active().flatten())
     if not settings:
         raise UserError("no counts to select neurons from; count some with `lape-ds identify`")
     codes = [settings_k.language for settings_k in settings]
-    table = Probabilities(tuple(activity), tuple(tokens), num_layers)
+    if active:
+        table = Probabilities(tuple(active), tuple(tokens), shape[0])
+        indices = _compare_languages(section, table, codes)
     return NeuronSet(
-        indices=dict(zip(codes, _select(section, table, codes), strict=True)),
-        num_layers=num_layers,
-        neurons_per_layer=table.neurons_per_layer,
+        indices=dict(zip(codes, indices, strict=True)),
+        num_layers=shape[0],
+        neurons_per_layer=shape[1],
         experts_per_layer=num_experts,
         model_id=settings[0].model_id,
         model_fingerprint=settings[0].model_fingerprint,
@@ -82,11 +88,8 @@ def select_from_folder(recipe: Recipe, folder: Path) -> NeuronSet:
     return select_neurons(recipe.identify, (Counts.load(path) for path in paths))
 
 
-def _select(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
-    """Per language int32 `[n, 2]`; `table` holds means of activations where the method asks for them."""
-    if section.method in ("probability", "mean_activation"):
-        activity = table.languages() if section.method == "probability" else table.active
-        return most_active(activity, top_rate=section.top_rate, neurons_per_layer=table.neurons_per_layer)
+def _compare_languages(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
+    """Per language int32 `[n, 2]`."""
     return select(
         table,
         top_rate=section.top_rate,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from lape_ds.bench.select import METHODS, Size, bench_select, random_table
 from lape_ds.neurons.lape import select
 
@@ -21,16 +19,9 @@ def test_record(tmp_path: Path) -> None:
         assert 2**20 < found["held"] <= found["peak"] < 2**31
         assert found["seconds"]["median"] > 0
     # As many as a selection from the same counts in this process has; 5 % of 120 for each of five languages.
-    expected = select(random_table(TINY, 0, as_means=False))
+    expected = select(random_table(TINY, 0))
     assert record["methods"]["lape"]["selected"] == sum(len(neurons) for neurons in expected) > 0
     assert record["methods"]["probability"]["selected"] == 5 * 6
     table = (tmp_path / "select.md").read_text()
     assert "Selection: 5 languages, 3 x 40 neurons" in table
     assert table.count("| family_lape |") == 1
-
-
-def test_means_are_the_same_table() -> None:
-    counted, means = (random_table(TINY, 0, as_means=as_means) for as_means in (False, True))
-    assert all(
-        torch.equal(a.double() / 13_100_000, b) for a, b in zip(counted.active, means.active, strict=True)
-    )

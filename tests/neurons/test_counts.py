@@ -62,7 +62,7 @@ def test_sums_of_activations_round_trip_and_merge(tmp_path: Path) -> None:
     assert torch.equal(merged.activation_sums, 2 * sums)
     with pytest.raises(UserError, match=r"differ in the shape of activation_sums \(\[2, 3\] and None\)"):
         first.merge(make_counts(start=4))
-    with pytest.raises(UserError, match="activation_sums is .*, which does not fit active"):
+    with pytest.raises(UserError, match=r"activation_sums is .*, which does not fit active"):
         replace(first, activation_sums=sums[:1])
 
 

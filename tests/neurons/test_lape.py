@@ -281,8 +281,7 @@ def test_planted_family_neurons_are_found_by_families_alone() -> None:
 def test_most_active_equals_naive_loop(top_rate: float, tokens: int) -> None:
     """7 tokens: ties at the cut, and neurons that are never active."""
     probs = random_probs(4, 60, 5, tokens=tokens)
-    columns = [probs_LI.flatten() for probs_LI in probs.unbind(-1)]
-    found = most_active(columns, top_rate=top_rate, neurons_per_layer=60)
+    found = [most_active(probs_LI, top_rate=top_rate) for probs_LI in probs.unbind(-1)]
     assert pairs(found) == naive_most_active(probs, top_rate=top_rate)
 
 
@@ -291,8 +290,7 @@ def test_planted_active_neurons_are_found() -> None:
     probs = torch.full((2, 20, 2), 0.01, dtype=torch.float64)
     probs[0, [3, 4]] = 0.9
     probs[1, 5, 0] = probs[1, 6, 1] = 0.8
-    columns = [probs_LI.flatten() for probs_LI in probs.unbind(-1)]
-    assert pairs(most_active(columns, top_rate=0.075, neurons_per_layer=20)) == [
+    assert pairs([most_active(probs_LI, top_rate=0.075) for probs_LI in probs.unbind(-1)]) == [
         [(0, 3), (0, 4), (1, 5)],
         [(0, 3), (0, 4), (1, 6)],
     ]
