@@ -12,6 +12,7 @@ from lape_ds.errors import UserError
 from lape_ds.neurons.lape import lape_entropy, most_active, select
 from lape_ds.neurons.probabilities import Probabilities, percentiles
 from tests.oracles.selection import (
+    Knobs,
     naive_entropy,
     naive_most_active,
     naive_select,
@@ -19,7 +20,7 @@ from tests.oracles.selection import (
     whole_tensor_select,
 )
 
-PUBLISHED = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
+PUBLISHED: Knobs = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
 
 
 def published_select(
@@ -70,7 +71,7 @@ def random_probs(
     return (uniform**4 * tokens).floor() / tokens
 
 
-KNOBS = [
+KNOBS: list[Knobs] = [
     PUBLISHED,
     {"top_rate": 0.25, "filter_rate": 0.75, "activation_bar_ratio": 0.75},
     {"top_rate": 0.01, "filter_rate": 0.9, "activation_bar_ratio": 0.99},
@@ -81,7 +82,7 @@ KNOBS = [
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 @pytest.mark.parametrize("tokens", [10**6, 97, 7], ids="{} tokens".format)
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_naive_loop(knobs: dict[str, float], tokens: int, seed: int) -> None:
+def test_equals_naive_loop(knobs: Knobs, tokens: int, seed: int) -> None:
     """7 tokens leave eight possible values: nearly everything is tied, and many neurons are never active."""
     probs = random_probs(4, 60, 5, tokens=tokens, seed=seed)
     torch.testing.assert_close(lape_entropy(probs), torch.tensor(naive_entropy(probs), dtype=torch.float64))
@@ -158,7 +159,7 @@ def test_output_is_sorted_int32() -> None:
 
 @pytest.mark.parametrize("knobs", KNOBS[:2], ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_published_algorithm(knobs: dict[str, float], seed: int) -> None:
+def test_equals_published_algorithm(knobs: Knobs, seed: int) -> None:
     """Counts without ties, every language with neurons: the very same sets."""
     probs = random_probs(4, 500, 12, tokens=10**6, seed=seed)
     assert layered(select(probs, **knobs), 4) == published_select(probs, **knobs)
@@ -182,7 +183,7 @@ def test_filtered_neurons_are_not_taken_to_fill_up() -> None:
     probs = torch.full((1, 20, 2), 0.1, dtype=torch.float64)
     probs[0, 7, 1] = 0.9
     probs[0, :5] = 0.01
-    knobs = {"top_rate": 0.5, "filter_rate": 0.95, "activation_bar_ratio": 0.2}
+    knobs: Knobs = {"top_rate": 0.5, "filter_rate": 0.95, "activation_bar_ratio": 0.2}
     assert pairs(select(probs, **knobs)) == [[(0, 7)], [(0, 7)]]
     assert sum(len(layer) for language in published_select(probs, **knobs) for layer in language) > 2
 
@@ -217,7 +218,7 @@ def test_200_languages() -> None:
 
 @pytest.mark.parametrize("knobs", KNOBS[:2], ids=str)
 @pytest.mark.parametrize("num_languages", [2, 12, 37, 300])
-def test_same_to_the_bit_as_in_one_tensor(knobs: dict[str, float], num_languages: int) -> None:
+def test_same_to_the_bit_as_in_one_tensor(knobs: Knobs, num_languages: int) -> None:
     """Pieces change neither a sum's order nor who is at the cut; more neurons than one piece holds."""
     probs = random_probs(3, 100_000 // num_languages, num_languages, tokens=10**5, seed=num_languages)
     assert torch.equal(lape_entropy(probs), whole_tensor_entropy(probs))
@@ -241,7 +242,7 @@ FAMILIES = ["a", "b", "a", "c", "a", "b", "d"]
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 @pytest.mark.parametrize("tokens", [10**6, 7], ids="{} tokens".format)
-def test_families_equal_naive_loop(knobs: dict[str, float], tokens: int) -> None:
+def test_families_equal_naive_loop(knobs: Knobs, tokens: int) -> None:
     probs = random_probs(4, 60, 7, tokens=tokens)
     assert pairs(select(probs, families=FAMILIES, **knobs)) == naive_select(probs, families=FAMILIES, **knobs)
 
@@ -265,7 +266,7 @@ def test_planted_family_neurons_are_found_by_families_alone() -> None:
     probs[1, :5, :12] = 0.9  # the whole family's
     for index in range(10, 40):  # noise: three languages of three families
         probs[0, index, [index % 12, 12 + index % 4, 16 + index % 4]] = 0.8
-    knobs = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
+    knobs: Knobs = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
     expected: list[list[tuple[int, int]]] = [[(1, index) for index in range(5)] for _ in range(12)]
     expected += [[] for _ in range(8)]
     expected[15] = [(0, index) for index in range(5)]

@@ -14,10 +14,10 @@ from lape_ds.neurons.counts import ACTIVATION_UNIT, CountedBlocks, Counts, Count
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.neurons.selection import select_neurons
 from lape_ds.recipe import IdentifySection
-from tests.oracles.selection import naive_most_active, naive_select
+from tests.oracles.selection import Knobs, naive_most_active, naive_select
 
 CODES = ["mkd_Cyrl", "slk_Latn", "mlt_Latn", "kat_Geor"]
-KNOBS = {"top_rate": 0.2, "filter_rate": 0.75, "activation_bar_ratio": 0.75}
+KNOBS: Knobs = {"top_rate": 0.2, "filter_rate": 0.75, "activation_bar_ratio": 0.75}
 
 
 def make_counts(code: str, *, seed: int, sums: bool = True) -> Counts:
@@ -36,7 +36,7 @@ def all_counts() -> list[Counts]:
 
 
 def chosen(method: str, **settings: Any) -> NeuronSet:
-    knobs = KNOBS if "lape" in method else {"top_rate": KNOBS["top_rate"]}
+    knobs = dict(KNOBS) if "lape" in method else {"top_rate": KNOBS["top_rate"]}
     section = IdentifySection(method=method, **knobs, **settings)  # pyright: ignore[reportArgumentType]
     return select_neurons(section, (counts for counts in all_counts()))
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+
+class Knobs(TypedDict):
+    """The three published knobs."""
+
+    top_rate: float
+    filter_rate: float
+    activation_bar_ratio: float
 
 
 def naive_entropy(probs_LIK: Tensor) -> list[list[float]]:
