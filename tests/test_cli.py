@@ -23,7 +23,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 STAGES = tuple("pretrain corpus identify train sweep export eval summary languages plan tune".split())
-NEURONS = ("show", "overlap", "script-check", "import", "export", "merge", "select")
+NEURONS = ("show", "overlap", "import", "export")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ NEURONS = ("show", "overlap", "script-check", "import", "export", "merge", "sele
         *(["neurons", name] for name in NEURONS),
         ["bench", "train"],
         ["bench", "identify"],
+        *(["neurons", name] for name in ("script-check", "merge", "select")),
         ["bench", "select"],
     ],
 )
