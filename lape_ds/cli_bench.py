@@ -59,3 +59,23 @@ def bench_identify(
     from lape_ds.bench.tables import show
 
     show(bench_identify(shape, rounds=rounds, seed=seed, out=out))
+
+
+@bench_app.command("select")
+def bench_select(
+    languages: Annotated[int, typer.Option(min=2, help="How many.")] = 300,
+    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = 40,
+    neurons_per_layer: Annotated[int, typer.Option(min=1, help="Its intermediate_size.")] = 14_336,
+    rounds: Annotated[int, typer.Option(min=1, help="Selections of each method.")] = 3,
+    seed: SeedOption = 0,
+    out: OutOption = Path("bench-select.json"),
+) -> None:
+    """Time the selection of many languages' neurons from their counts, and tell how much memory it takes.
+
+    Example: lape-ds bench select --languages 120 --out select.json
+    """
+    from lape_ds.bench.select import Size, bench_select
+    from lape_ds.bench.tables import show
+
+    size = Size(languages, layers, neurons_per_layer)
+    show(bench_select(size, rounds=rounds, seed=seed, out=out))

@@ -5,12 +5,13 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from lape_ds.cli_arguments import listed, load
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed, load
 
 neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,71 +22,121 @@ NeuronsArgument = Annotated[
     ),
 ]
 
+PictureOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also draw it: a name that ends in .png or .svg.")
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
 
 @neurons_app.command("show")
-def show_neurons(neurons: NeuronsArgument) -> None:
+def show_neurons(
+    neurons: NeuronsArgument, picture: PictureOption = None, as_json: JSONOption = False
+) -> None:
     """How many neurons each language has, and where.
 
-    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors
+    Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors --picture layers.png
     """
+    from lape_ds.analysis.overlap import Layers
     from lape_ds.neurons.neuron_set import NeuronSet
 
-    found = NeuronSet.load(_neurons_file(neurons))
-    everything = found.num_layers * found.neurons_per_layer
-    experts = f" in {found.experts_per_layer} experts" if found.experts_per_layer > 1 else ""
-    typer.echo(
-        f"{found.model_id}: {found.num_layers} layers x {found.neurons_per_layer} neurons{experts}, {found.method}"
-    )
-    for code in found.languages:
-        per_layer = " ".join(str(len(layer)) for layer in found.per_layer(code))
-        number = found.num_neurons(code)
-        typer.echo(f"{code:10} {number:8,} ({100 * number / everything:.3f} %)  per layer: {per_layer}")
+    layers = Layers.of(NeuronSet.load(_neurons_file(neurons)))
+    typer.echo(json.dumps(layers.as_json(), indent=2) if as_json else "\n".join(layers.lines()))
+    if picture is not None:
+        from lape_ds.analysis.neuron_pictures import draw_layers, write_picture
+
+        write_picture(draw_layers(layers), picture)
 
 
 @neurons_app.command("overlap")
-def overlap_neurons(neurons: NeuronsArgument) -> None:
-    """Jaccard similarity of every pair of languages.
+def overlap_neurons(
+    neurons: NeuronsArgument,
+    by: Annotated[Literal["language", "family"], typer.Option(help="What is compared.")] = "language",
+    picture: PictureOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Jaccard similarity of every pair of languages, or of families; of more than 20 the text shows the nearest.
 
-    Example: lape-ds neurons overlap recipes/quickstart.yaml
+    Example: lape-ds neurons overlap recipes/quickstart.yaml --by family --picture overlap.svg
     """
+    from lape_ds.analysis.overlap import Overlap
     from lape_ds.neurons.neuron_set import NeuronSet
 
     found = NeuronSet.load(_neurons_file(neurons))
-    typer.echo(f"{'':10}" + "".join(f"{code:>10}" for code in found.languages))
-    for first in found.languages:
-        row = "".join(f"{found.jaccard(first, second):10.3f}" for second in found.languages)
-        typer.echo(f"{first:10}{row}")
+    overlap = Overlap.of_languages(found) if by == "language" else Overlap.of_families(found)
+    typer.echo(json.dumps(overlap.as_json(), indent=2) if as_json else "\n".join(overlap.lines()))
+    if picture is not None:
+        from lape_ds.analysis.neuron_pictures import draw_overlap, write_picture
+
+        write_picture(draw_overlap(overlap, title=f"Shared neurons, {found.model_id}"), picture)
+
+
+@neurons_app.command("script-check")
+def check_script(
+    native: NeuronsArgument,
+    romanised: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROMANISED",
+            help="The set of a second identification, of which the language's source had `romanise: true`.",
+            show_default=False,
+        ),
+    ],
+    language: Annotated[str, typer.Option(help="The language whose text was romanised.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Does a language's set follow the language, or its script? Its set against that of its romanised copy.
+
+    Example: lape-ds neurons script-check runs/a/identify/neurons.safetensors runs/b/identify/neurons.safetensors --language ka
+    """
+    from lape_ds.analysis.script_check import check_script
+    from lape_ds.languages import find_language
+    from lape_ds.neurons.neuron_set import NeuronSet
+
+    sets = [NeuronSet.load(_neurons_file(path)) for path in (native, romanised)]
+    check = check_script(*sets, language=find_language(language).code)
+    typer.echo(json.dumps(check.as_json(), indent=2) if as_json else "\n".join(check.lines()))
 
 
 @neurons_app.command("import")
 def import_neurons(
     published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.")],
-    languages: Annotated[str, typer.Option(help="In the file's order, comma-separated.")],
+    languages: Annotated[
+        str | None,
+        typer.Option(help="In the file's order, comma-separated; known for the nine published files."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or folder of the model that the set is of; its shape is compared. Known as above."
+        ),
+    ] = None,
     neurons_per_layer: Annotated[
-        int, typer.Option(min=1, help="The model's intermediate_size (x its experts).")
-    ],
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model that the set is of.")],
+        int | None, typer.Option(min=1, help="intermediate_size (x experts); by default as the model has it.")
+    ] = None,
     fingerprint: Annotated[
-        bool, typer.Option(help="Record the fingerprint of its weights (downloads a hub model).")
+        bool, typer.Option(help="Record the fingerprint of --model's weights (downloads a hub model).")
     ] = True,
 ) -> None:
-    """Turn a published .pth into a neuron set.
+    """Turn a published .pth into a neuron set. Nothing in the file is run.
 
-    Example: lape-ds neurons import llama.pth out.safetensors --languages mt,af,is --neurons-per-layer 14336
-    --model meta-llama/Llama-3.1-8B
+    Example: lape-ds neurons import llama-3.1-5 out.safetensors
+
+    Another file: lape-ds neurons import my.pth out.safetensors --languages mt,af,is --model models/my-llama
     """
-    from lape_ds.languages import find_language
-    from lape_ds.model import loading
-    from lape_ds.neurons.formats import import_published
+    from lape_ds.neurons.published import import_file
 
-    codes = [find_language(text).code for text in listed(languages)]
-    weights = loading.fingerprint(loading.resolve_model(model)) if fingerprint else ""
-    found = import_published(
-        published, codes, neurons_per_layer=neurons_per_layer, model_id=model, model_fingerprint=weights
+    found = import_file(
+        published,
+        languages=listed(languages),
+        model=model,
+        neurons_per_layer=neurons_per_layer,
+        with_fingerprint=fingerprint,
     )
     found.save(output)
-    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
+    typer.echo(
+        f"{found.model_id}: " + ", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages)
+    )
 
 
 @neurons_app.command("export")
@@ -103,6 +154,48 @@ def export_neurons(
     found = NeuronSet.load(_neurons_file(neurons))
     export_published(found, output)
     typer.echo(f"languages in order: {','.join(found.languages)}")
+
+
+@neurons_app.command("merge")
+def merge_neurons(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="COUNTS COUNTS… OUT",
+            help="Files of counts, or folders of them, and last the file or folder to write.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Add up the counts of several clusters, or of several parts of a corpus; unlike settings are refused.
+
+    Example: lape-ds neurons merge a/identify/counts b/identify/counts merged
+    """
+    from lape_ds.neurons.merging import merge_counts
+
+    for merged in merge_counts(paths[:-1], paths[-1]):
+        typer.echo(f"{merged.language:10} {merged.num_tokens:14,} tokens of {merged.num_files} files")
+
+
+@neurons_app.command("select")
+def select_neurons(
+    recipe: RecipeArgument,
+    counts: Annotated[Path, typer.Argument(metavar="COUNTS", help="A folder of counts.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.safetensors", help="The neuron set to write.", show_default=False)
+    ],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs no model.
+
+    Example: lape-ds neurons select recipes/llama-3.1-8b.yaml merged neurons.safetensors identify.method=family_lape
+    """
+    loaded = load(recipe, overrides)
+    from lape_ds.neurons.selection import select_from_folder
+
+    found = select_from_folder(loaded, counts)
+    found.save(output)
+    typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
 
 
 def _neurons_file(target: str) -> Path:

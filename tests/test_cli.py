@@ -36,6 +36,8 @@ NEURONS = ("show", "overlap", "import", "export")
         ["bench", "train"],
         ["bench", "identify"],
         ["pack", "make"],
+        *(["neurons", name] for name in ("script-check", "merge", "select")),
+        ["bench", "select"],
     ],
 )
 def test_every_command_has_help_with_an_example(
@@ -115,7 +117,7 @@ def test_show_neurons_of_a_mixture(
     assert run_main(monkeypatch, "neurons", "show", str(path)) == 0
     out = capsys.readouterr().out
     assert "tiny: 2 layers x 8 neurons in 4 experts, lape" in out
-    assert "mlt_Latn          2 (12.500 %)  per layer: 1 1" in out
+    assert "mlt_Latn          2 (12.500 %), 2 its own; per layer: 1 1" in out
 
 
 def test_help_is_quick_and_heavy_imports_wait() -> None:

@@ -174,6 +174,16 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
         (["train.optimizer.betas=[0.9, 1.0]"], ["train.optimizer.betas: each must be at least 0"]),
         (["train.schedule.final_ratio=0.1"], ["final_ratio has no use with name: constant"]),
         (["train.max_steps=5", "train.schedule.warmup_steps=5"], ["must be less than max_steps"]),
+        (
+            ["identify.method=probability", "identify.filter_rate=0.9"],
+            ["filter_rate has no use with method: probability", "for lape, family_lape"],
+        ),
+        (["identify.families={mt: Italic}"], ["families has no use with method: lape"]),
+        (
+            ["identify.method=family_lape", "identify.families={ka: Italic}"],
+            ["identify.families: kat_Geor is not among languages.identify"],
+        ),
+        (["identify.method=entropy"], ["'lape', 'family_lape', 'probability' or 'mean_activation'"]),
         (["train.replay.languages=[no]"], ["languages has no use with share: 0"]),
         (["train.anchor.kl=0.5"], ["train", "anchor.kl", "set replay.share above 0"]),
         (["train.anchor.kl=-1"], ["train.anchor.kl"]),

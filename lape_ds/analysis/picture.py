@@ -60,7 +60,12 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
         fontsize="small",
         color="0.35",
     )
-    with rc_context({"svg.hashsalt": "lape-ds"}):  # the same runs give the same file
+    save_figure(figure, path, format=format)
+
+
+def save_figure(figure: Figure, path: Path, *, format: str) -> None:
+    """Writes a picture, `png` or `svg`; the same data give the same file."""
+    with rc_context({"svg.hashsalt": "lape-ds"}):
         figure.savefig(path, format=format, dpi=160, metadata={"Date": None} if format == "svg" else None)
 
 

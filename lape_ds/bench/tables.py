@@ -52,6 +52,8 @@ def _where(record: Record) -> str:
 
 
 def _tables(record: Record) -> list[tuple[str, list[str], list[list[str]]]]:
+    if record["kind"] == "bench select":
+        return [_select_table(record)]
     return _identify_tables(record) if record["kind"] == "bench identify" else [_train_table(record)]
 
 
@@ -133,3 +135,18 @@ def _identify_tables(record: Record) -> list[tuple[str, list[str], list[list[str
         ]
         tables.append((title, ["way", "tokens/s", "× floor", "peak"], rows))
     return tables
+
+
+def _select_table(record: Record) -> tuple[str, list[str], list[list[str]]]:
+    settings = record["settings"]
+    title = f"Selection: {settings['languages']} languages, {settings['layers']} x {settings['neurons_per_layer']} neurons"
+    rows = [
+        [
+            name,
+            f"{found['seconds']['median']:.1f} ({found['seconds']['lower']:.1f}–{found['seconds']['upper']:.1f})",
+            readable_bytes(found["held"]),
+            readable_bytes(found["peak"]),
+        ]
+        for name, found in record["methods"].items()
+    ]
+    return title, ["method", "seconds", "before", "peak"], rows

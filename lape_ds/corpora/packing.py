@@ -36,7 +36,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from lape_ds.corpora.hub import HubUnreachable
-from lape_ds.corpora.reading import OnBadLine, ReaderState, read_documents, source_identity
+from lape_ds.corpora.reading import OnBadLine, ReaderState, read_documents, source_identity, unset
 from lape_ds.corpora.splitting import LINE, TextKeys, mostly_repeated, text_keys
 from lape_ds.corpora.streams import DOCUMENT, Block, Document, TokenStream
 from lape_ds.corpora.tokenizing import TokenLayout, flatten, token_layout, tokenize, tokenizer_fingerprint
@@ -173,7 +173,7 @@ def _identity(source: Source, language: Language, folder: Path) -> dict[str, Any
         return source_identity(source, language)
     known_file = folder / "hub.json"
     known = json.loads(known_file.read_text("utf-8")) if known_file.exists() else {}
-    name = source.model_dump_json()
+    name = source.model_dump_json(exclude=unset(source))
     try:
         identity = source_identity(source, language)
     except HubUnreachable as error:

@@ -16,6 +16,7 @@ import babel
 from lape_ds.corpora.cldr import CLDR_VERSION, sample_records
 from lape_ds.corpora.files import files_identity, fill_placeholders, list_files, read_file
 from lape_ds.corpora.hub import hub_identity, read_hub
+from lape_ds.corpora.romanising import romanise
 from lape_ds.errors import UserError
 from lape_ds.languages import Language
 from lape_ds.recipe import CLDRSource, FilesSource, HubSource, Source
@@ -75,7 +76,7 @@ def read_documents(
             state = replace(state, skipped=state.skipped + 1)
         elif text is not None and text.strip():
             state = replace(after, documents=state.documents + 1, skipped=state.skipped)
-            yield text, state
+            yield romanise(text, language) if source.romanise else text, state
     if state.documents == 0:
         bad = f" ({state.skipped} bad lines skipped)" if state.skipped else ""
         raise UserError(
@@ -94,12 +95,17 @@ def source_identity(source: Source, language: Language) -> dict[str, Any]:
         HubUnreachable: The hub cannot be asked for the commit.
         UserError: The source is not there.
     """
+    settings = source.model_dump(exclude={"path"} | unset(source))
     if isinstance(source, FilesSource):
-        settings = source.model_dump(exclude={"path"})
         return {"source": settings, "files": files_identity(list_files(source, language))}
     if isinstance(source, HubSource):
-        return {"source": source.model_dump(), "commits": hub_identity(source, language)}
-    return {"source": source.model_dump(), "babel": babel.__version__, "records_version": CLDR_VERSION}
+        return {"source": settings, "commits": hub_identity(source, language)}
+    return {"source": settings, "babel": babel.__version__, "records_version": CLDR_VERSION}
+
+
+def unset(source: Source) -> set[str]:
+    """Settings that identities leave out where they change nothing: text packed before there was such a setting stays good."""
+    return set() if source.romanise else {"romanise"}
 
 
 def _items(

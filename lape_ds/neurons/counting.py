@@ -25,7 +25,7 @@ from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
 from lape_ds.model.experts import run_experts
 from lape_ds.model.ffn import FFNLayer, ffn_layers
-from lape_ds.neurons.counts import INT32_MAX, CountedBlocks, Counts, CountSettings
+from lape_ds.neurons.counts import ACTIVATION_UNIT, INT32_MAX, CountedBlocks, Counts, CountSettings
 
 # Positive gates are summed by a matrix product of zeros and ones, so many tokens at a time; that bounds the extra
 # memory to one buffer of [tokens, I]. int8 (a CPU; its products add up in int32) is as fast with few, which then
@@ -41,6 +41,7 @@ def count_activations(
     batch_size: int,
     settings: CountSettings,
     part: CountedBlocks,
+    sum_activations: bool = False,
 ) -> Counts:
     """Counts, for every neuron, the tokens on which its activation is > 0.
 
@@ -53,13 +54,14 @@ def count_activations(
         batch_size: Blocks per forward pass; does not change the result but for rounding inside the model.
         settings: Recorded in the result.
         part: Which blocks these are, recorded in the result.
+        sum_activations: Also add up the activations themselves.
 
     Raises:
         UserError: Unsupported architecture, more tokens in one bucket than int32 holds, or a model that
             computes NaN.
     """
     layers = ffn_layers(model)
-    counter = _BucketCounter(layers, model.device)
+    counter = _BucketCounter(layers, model, sum_activations=sum_activations)
     base_model = model.base_model
     # Padding may hold anything; what is counted must be finite, or "not > 0" would quietly swallow NaN.
     all_finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -79,7 +81,8 @@ def count_activations(
             "its counts would be wrong; try `model.dtype=float32`, and check the checkpoint"
         )
     expert_tokens = counter.expert_tokens() if layers[0].is_mixture else None
-    return Counts(counter.active(), counter.tokens, settings, (part,), expert_tokens)
+    activation_sums = counter.activation_sums() if sum_activations else None
+    return Counts(counter.active(), counter.tokens, settings, (part,), expert_tokens, activation_sums)
 
 
 def _batches(blocks: Iterable[Block], batch_size: int) -> Iterator[tuple[Block, ...]]:
@@ -99,8 +102,11 @@ class _BucketCounter:
     0).
     """
 
-    def __init__(self, layers: list[FFNLayer], device: torch.device) -> None:
-        first = layers[0]  # all are alike (model/ffn.py)
+    def __init__(
+        self, layers: list[FFNLayer], model: PreTrainedModel, *, sum_activations: bool = False
+    ) -> None:
+        first, device = layers[0], model.device  # all layers are alike (model/ffn.py)
+        self._model = model
         self._dtype = torch.int8 if device.type == "cpu" else torch.float16
         self._chunk_tokens = _CHUNK_TOKENS[self._dtype]
         self._device = device
@@ -112,6 +118,11 @@ class _BucketCounter:
         )
         self._expert_tokens = torch.zeros(
             len(layers), NUM_BUCKETS, first.num_experts, dtype=torch.int64, device=device
+        )
+        self._activation_sums = (
+            torch.zeros(len(layers), first.num_neurons, dtype=torch.int64, device=device)
+            if sum_activations
+            else None
         )
         self._bucket_one_hot = torch.empty(NUM_BUCKETS, 0, dtype=self._dtype, device=device)
         self.is_text = torch.empty(0, dtype=torch.bool, device=device)
@@ -148,12 +159,21 @@ class _BucketCounter:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             gate_NI = output[..., layer.gate_output_slice].reshape(-1, layer.num_neurons)
             self._add(self._active[layer.index], gate_NI, self._bucket_one_hot)
+            if self._activation_sums is not None and layer.activation is not None:
+                self._sum(layer.index, layer.activation(gate_NI), self.is_text)
 
-        handle = layer.gate.register_forward_hook(hook)
+        def sum_inputs(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._sum(layer.index, args[0].reshape(-1, layer.num_neurons), self.is_text)
+
+        handles = [layer.gate.register_forward_hook(hook)]
+        if self._activation_sums is not None and layer.activation is None:  # an activation is what down gets
+            down = self._model.get_submodule(layer.slices[-1].parameter_name.removesuffix(".weight"))
+            handles.append(down.register_forward_pre_hook(sum_inputs))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _experts_run_here(self, layer: FFNLayer) -> Iterator[None]:
@@ -163,7 +183,10 @@ class _BucketCounter:
         def see(expert: int, tokens: Tensor, gate_up: Tensor) -> None:
             bucket_one_hot = self._bucket_one_hot[:, tokens]
             expert_tokens[:, expert] += bucket_one_hot.sum(1, dtype=torch.int64)
-            self._add(active[:, expert], gate_up[:, layer.gate_output_slice], bucket_one_hot)
+            gate_nI = gate_up[:, layer.gate_output_slice]
+            self._add(active[:, expert], gate_nI, bucket_one_hot)
+            if self._activation_sums is not None and layer.activation is not None:
+                self._sum(layer.index, layer.activation(gate_nI), self.is_text[tokens], expert=expert)
 
         def forward(hidden_ND: Tensor, top_k_index_NK: Tensor, top_k_weights_NK: Tensor) -> Tensor:
             return run_experts(layer.gate, hidden_ND, top_k_index_NK, top_k_weights_NK, see)
@@ -181,6 +204,25 @@ class _BucketCounter:
             chunk = gate_nI[start : start + self._chunk_tokens]
             positive = torch.gt(chunk, 0, out=self._positive[: len(chunk)])
             active_16I += _sum_rows(bucket_one_hot[:, start : start + len(chunk)], positive)
+
+    def _sum(self, layer: int, activations_nI: Tensor, is_text_n: Tensor, *, expert: int = 0) -> None:
+        """Adds the activations of a layer (an expert) on some tokens, those of text, in whole units.
+
+        As whole numbers they add up to the same sum in any order, so that counts of parts merge into the counts of the
+        whole.
+        """
+        assert self._activation_sums is not None
+        size = activations_nI.shape[1]
+        sums_I = self._activation_sums[layer, expert * size : (expert + 1) * size]
+        for start in range(0, len(activations_nI), self._chunk_tokens):
+            stop = start + self._chunk_tokens
+            text = activations_nI[start:stop][is_text_n[start:stop]]
+            sums_I += (text.double() * ACTIVATION_UNIT).round().long().sum(0)
+
+    def activation_sums(self) -> Tensor:
+        """int64 `[L, neurons]` on the CPU, in `ACTIVATION_UNIT`-ths."""
+        assert self._activation_sums is not None
+        return self._activation_sums.cpu()
 
     def active(self) -> Tensor:
         """int32 `[16, L, neurons]` on the CPU."""

@@ -18,6 +18,8 @@ from lape_ds.neurons.artefact import load_artefact, save_artefact
 
 SCHEMA_VERSION = 1
 INT32_MAX = 2**31 - 1
+ACTIVATION_UNIT = 2**20
+_OPTIONAL = ("expert_tokens", "activation_sums")  # tensors that not all counts have
 _KIND = "activation counts"
 _AGAIN = "the file is damaged: delete it and run `lape-ds identify` again"
 
@@ -69,6 +71,8 @@ class Counts:
         parts: The text that was counted.
         expert_tokens: int64 `[16, layers, experts]`: tokens of the bucket that were routed to the expert; None for
             dense models.
+        activation_sums: int64 `[layers, neurons]`: the neuron's activations, each as a whole number of `ACTIVATION_UNIT`-ths,
+            summed over all tokens; None where they were not asked for. Whole numbers, so that sums are the same in any order.
 
     Raises:
         UserError: The tensors cannot be counts (NaN, negative, more active than there were tokens, wrong type
@@ -80,6 +84,7 @@ class Counts:
     settings: CountSettings
     parts: tuple[CountedBlocks, ...]
     expert_tokens: Tensor | None = None
+    activation_sums: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check("active", self.active, torch.int32, num_dims=3)
@@ -92,6 +97,11 @@ class Counts:
         by_expert = self.active.unflatten(2, (seen.shape[2], -1))
         if bool((by_expert > seen[..., None]).any()):
             raise self._damaged("a neuron is active on more tokens than there are")
+        sums = self.activation_sums
+        if sums is not None and (sums.dtype != torch.int64 or sums.shape != self.active.shape[1:]):
+            raise self._damaged(
+                f"activation_sums is {sums.dtype} {list(sums.shape)}, which does not fit active"
+            )
 
     def _check(self, name: str, tensor: Tensor, dtype: torch.dtype, *, num_dims: int) -> None:
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
@@ -116,6 +126,19 @@ class Counts:
     def _damaged(self, what: str) -> UserError:
         return UserError(f"counts of {self.settings.language}: {what}; {_AGAIN}")
 
+    def num_tokens(self) -> int:
+        """All tokens that were counted.
+
+        Raises:
+            UserError: There is none.
+        """
+        num_tokens = int(self.tokens.sum())
+        if num_tokens == 0:
+            raise UserError(
+                f"counts of {self.settings.language}: no tokens; give the language some text in `corpus`"
+            )
+        return num_tokens
+
     def probabilities(self) -> Tensor:
         """p(activation > 0) per neuron over all buckets, float64 `[layers, neurons]`.
 
@@ -125,12 +148,25 @@ class Counts:
         Raises:
             UserError: Not one token was counted.
         """
-        num_tokens = int(self.tokens.sum())
-        if num_tokens == 0:
+        return self.total_active().double() / self.num_tokens()
+
+    def total_active(self) -> Tensor:
+        """Tokens on which each neuron was active, over all buckets, `[layers, neurons]`; int32 where that holds them."""
+        total = self.active.sum(0, dtype=torch.int64)
+        return total.int() if int(self.tokens.sum()) <= INT32_MAX else total
+
+    def mean_activations(self) -> Tensor:
+        """Mean of each neuron's activation over all tokens, float64 `[layers, neurons]`; as a mixture's probabilities.
+
+        Raises:
+            UserError: Not one token was counted, or activations were not summed.
+        """
+        if self.activation_sums is None:
             raise UserError(
-                f"counts of {self.settings.language}: no tokens; give the language some text in `corpus`"
+                f"counts of {self.settings.language} hold no sums of activations; count again with "
+                "`identify.method=mean_activation`"
             )
-        return self.active.sum(0, dtype=torch.int64).double() / num_tokens
+        return self.activation_sums.double() / ACTIVATION_UNIT / self.num_tokens()
 
     def merge(self, other: Counts) -> Counts:
         """Adds counts of further text, counted in the same way.
@@ -145,11 +181,13 @@ class Counts:
                 "files"
             )
         parts = tuple(sorted(self.parts + other.parts))
-        expert_tokens = None
-        if self.expert_tokens is not None and other.expert_tokens is not None:
-            expert_tokens = self.expert_tokens + other.expert_tokens
         return Counts(
-            self.active + other.active, self.tokens + other.tokens, self.settings, parts, expert_tokens
+            self.active + other.active,
+            self.tokens + other.tokens,
+            self.settings,
+            parts,
+            _sum(self.expert_tokens, other.expert_tokens),
+            _sum(self.activation_sums, other.activation_sums),
         )
 
     def save(self, path: Path) -> None:
@@ -157,8 +195,10 @@ class Counts:
         metadata = {**{name: str(value) for name, value in asdict(self.settings).items()}}
         metadata["parts"] = json.dumps([asdict(part) for part in self.parts])
         tensors = {"active": self.active, "tokens": self.tokens}
-        if self.expert_tokens is not None:
-            tensors["expert_tokens"] = self.expert_tokens
+        for name in _OPTIONAL:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensors[name] = tensor
         save_artefact(path, tensors, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
@@ -178,7 +218,8 @@ class Counts:
                 dtype=metadata["dtype"],
             )
             parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
-            return cls(tensors["active"], tensors["tokens"], settings, parts, tensors.get("expert_tokens"))
+            optional = {name: tensors.get(name) for name in _OPTIONAL}
+            return cls(tensors["active"], tensors["tokens"], settings, parts, **optional)
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
         except UserError as error:
@@ -193,7 +234,7 @@ def _check_alike(first: Counts, second: Counts) -> None:
                 f"counts differ in {name} ({ours} and {theirs}) and cannot be merged; count both with the "
                 f"same {name}"
             )
-    for name in ("active", "expert_tokens"):
+    for name in ("active", *_OPTIONAL):
         ours, theirs = (_shape(getattr(counts, name)) for counts in (first, second))
         if ours != theirs:
             raise UserError(
@@ -207,6 +248,10 @@ def _check_alike(first: Counts, second: Counts) -> None:
                     f"{other.start}–{other.stop} of corpus "
                     f"{part.corpus_fingerprint[:16]}; merge counts of different text only"
                 )
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else first + second
 
 
 def _shape(tensor: Tensor | None) -> list[int] | None:

@@ -7,6 +7,7 @@ without any metadata, so that the order of the languages and the model must be t
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from torch import Tensor
 from lape_ds.errors import UserError
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.writing import whole_file
+
+# What torch's unpickler lets out where a file is damaged, or of another kind: it checks no byte before it believes it.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, EOFError, RuntimeError, AssertionError),
+    *(ValueError, LookupError, AttributeError, TypeError, OverflowError),
+)
+_INDEX_TYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def import_published(
@@ -39,7 +47,7 @@ def import_published(
     Raises:
         UserError: Not such a file, another number of languages, or indices outside the model.
     """
-    nested = _read_nested_list(path)
+    nested = _read_nested_list(path, neurons_per_layer)
     if len(nested) != len(languages):
         raise UserError(
             f"{path} holds {len(nested)} languages, {len(languages)} were named; name each, in the file's "
@@ -55,15 +63,18 @@ def import_published(
         raise UserError(
             f"{path}: its languages have different numbers of layers ({sorted(num_layers)}); not a neuron set"
         )
-    return NeuronSet(
-        indices={code: _flatten(layers) for code, layers in zip(languages, nested, strict=True)},
-        num_layers=num_layers.pop(),
-        neurons_per_layer=neurons_per_layer,
-        model_id=model_id,
-        model_fingerprint=model_fingerprint,
-        method="import",
-        knobs={"file": path.name},
-    )
+    try:
+        return NeuronSet(
+            indices={code: _flatten(layers) for code, layers in zip(languages, nested, strict=True)},
+            num_layers=num_layers.pop(),
+            neurons_per_layer=neurons_per_layer,
+            model_id=model_id,
+            model_fingerprint=model_fingerprint,
+            method="import",
+            knobs={"file": path.name},
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def export_published(neuron_set: NeuronSet, path: Path) -> None:
@@ -76,12 +87,12 @@ def export_published(neuron_set: NeuronSet, path: Path) -> None:
         torch.save([[layer.clone() for layer in layers] for layers in nested], temporary)
 
 
-def _read_nested_list(path: Path) -> list[list[Tensor]]:
+def _read_nested_list(path: Path, neurons_per_layer: int) -> list[list[Tensor]]:
     if not path.is_file():
         raise UserError(f"no such file: {path} (expected a published neuron set, as torch.save writes it)")
     try:
         nested = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{path} is refused: not a file of plain tensors as torch.save writes it, or it holds code, "
             "which is never run"
@@ -94,15 +105,24 @@ def _read_nested_list(path: Path) -> list[list[Tensor]]:
         )
     for layers in nested:
         for neurons in layers:
-            if not (
-                isinstance(neurons, Tensor)
-                and neurons.dim() == 1
-                and (not len(neurons) or not neurons.is_floating_point())
-            ):
-                raise UserError(
-                    f"{path}: a layer is not a 1-dimensional integer tensor; not a published neuron set"
-                )
+            _check_layer(path, neurons, neurons_per_layer)
     return nested
+
+
+def _check_layer(path: Path, neurons: object, neurons_per_layer: int) -> None:
+    if not (
+        isinstance(neurons, Tensor)
+        and neurons.layout == torch.strided
+        and neurons.device.type == "cpu"  # not of the meta device, which has no values
+        and neurons.dim() == 1
+        and (neurons.dtype in _INDEX_TYPES or not len(neurons))  # `torch.tensor([])` is float32
+    ):
+        raise UserError(f"{path}: a layer is not a 1-dimensional integer tensor; not a published neuron set")
+    if len(neurons) > neurons_per_layer:  # a few bytes can claim to be terabytes, by a stride of 0
+        raise UserError(
+            f"{path}: a layer has {len(neurons):,} neurons of one language, outside the model's {neurons_per_layer:,}; "
+            "this set was made for another model"
+        )
 
 
 def _flatten(layers: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ counting, and other knobs of the selection cost none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from lape_ds.model.ffn import ffn_layers, full_shape
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
-from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import Recipe, check_frozen, freeze_recipe
+from lape_ds.neurons.selection import select_neurons
+from lape_ds.recipe import IdentifySection, Recipe, check_frozen, freeze_recipe
 from lape_ds.runlog import progress, write_run_json
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
@@ -74,13 +74,13 @@ def identify(recipe: Recipe) -> NeuronSet:
         budget_key="identify.tokens_per_language",
     )
     freeze_recipe(recipe, recipe.identify_dir, sections=_SECTIONS)
-    counts = _count_languages(recipe, corpora, model_folder, context_length)
-
-    neuron_set = _select(recipe, counts, shape)
+    neuron_set = select_neurons(
+        recipe.identify, _count_languages(recipe, corpora, model_folder, context_length)
+    )
     neuron_set.save(recipe.identify_dir / "neurons.safetensors")
     made_of = {"model_fingerprint": neuron_set.model_fingerprint, "context_length": context_length}
     write_run_json(recipe.identify_dir, recipe, {"stage": "identify", **made_of})
-    Console().print(_table(neuron_set, counts, shape))
+    Console().print(_table(neuron_set, shape))
     return neuron_set
 
 
@@ -114,18 +114,16 @@ def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:
 
 def _count_languages(
     recipe: Recipe, corpora: Mapping[str, PackedCorpus], model_folder: Path, context_length: int
-) -> dict[str, Counts]:
-    """Counts of every corpus, from files where they are there; the model is loaded only where one is not."""
+) -> Iterator[Counts]:
+    """Counts of one corpus after the other, from files where they are there; the model is loaded only where one is not."""
     model_fingerprint = fingerprint(model_folder)
     load = cache(partial(_load_on_device, recipe, model_folder))
-    counts = {}
     for code, corpus in corpora.items():
         settings = CountSettings(
             code, recipe.model.path, model_fingerprint, context_length, recipe.model.dtype
         )
         path = recipe.identify_dir / "counts" / f"{code}.safetensors"
-        counts[code] = _reuse_or_count(path, load, corpus, settings, recipe.identify.batch_size)
-    return counts
+        yield _reuse_or_count(path, load, corpus, settings, recipe.identify)
 
 
 def _load_on_device(recipe: Recipe, folder: Path) -> PreTrainedModel:
@@ -139,52 +137,33 @@ def _reuse_or_count(
     load: Callable[[], PreTrainedModel],
     corpus: PackedCorpus,
     settings: CountSettings,
-    batch_size: int,
+    section: IdentifySection,
 ) -> Counts:
     """The counts in `path` if they are of the same text, model and settings; else counts and writes them."""
+    with_sums = section.method == "mean_activation"
     stream, context_length = corpus.train, settings.context_length  # packing has cut it at the budget
     part = CountedBlocks(corpus.fingerprint, 0, stream.num_blocks(context_length), stream.num_tokens)
     if path.exists():
         found = Counts.load(path)
-        if found.settings == settings and found.parts == (part,):
+        enough = not with_sums or found.activation_sums is not None
+        if found.settings == settings and found.parts == (part,) and enough:
             return found
     model = load()
     numbers = progress(part.stop, f"counting {settings.language}", unit="blocks")
     blocks = (stream.block(number, context_length) for number in numbers)
-    counts = count_activations(model, blocks, batch_size=batch_size, settings=settings, part=part)
+    counts = count_activations(
+        model,
+        blocks,
+        batch_size=section.batch_size,
+        settings=settings,
+        part=part,
+        sum_activations=with_sums,
+    )
     counts.save(path)
     return counts
 
 
-def _select(recipe: Recipe, counts: Mapping[str, Counts], shape: ModelShape) -> NeuronSet:
-    knobs = recipe.identify
-    selected = select(
-        torch.stack([counts_k.probabilities() for counts_k in counts.values()], dim=-1),
-        top_rate=knobs.top_rate,
-        filter_rate=knobs.filter_rate,
-        activation_bar_ratio=knobs.activation_bar_ratio,
-    )
-    settings = next(iter(counts.values())).settings
-    return NeuronSet(
-        indices=dict(zip(counts, selected, strict=True)),
-        num_layers=shape.num_layers,
-        neurons_per_layer=shape.neurons_per_layer,
-        experts_per_layer=shape.experts_per_layer,
-        model_id=settings.model_id,
-        model_fingerprint=settings.model_fingerprint,
-        method="lape",
-        knobs={
-            "top_rate": knobs.top_rate,
-            "filter_rate": knobs.filter_rate,
-            "activation_bar_ratio": knobs.activation_bar_ratio,
-            "context_length": settings.context_length,
-            "dtype": settings.dtype,
-            "tokens": {code: int(counts_k.tokens.sum()) for code, counts_k in counts.items()},
-        },
-    )
-
-
-def _table(neuron_set: NeuronSet, counts: Mapping[str, Counts], shape: ModelShape) -> Table:
+def _table(neuron_set: NeuronSet, shape: ModelShape) -> Table:
     distinct = len(neuron_set.union(*neuron_set.languages))
     all_neurons = shape.num_layers * shape.neurons_per_layer
     table = Table(title="Language neurons", caption=f"{distinct:,} distinct of {all_neurons:,} neurons")
@@ -194,5 +173,6 @@ def _table(neuron_set: NeuronSet, counts: Mapping[str, Counts], shape: ModelShap
     for code in neuron_set.languages:
         num_neurons = neuron_set.num_neurons(code)
         share = 100 * num_neurons * shape.parameters_per_neuron / shape.num_parameters
-        table.add_row(code, f"{int(counts[code].tokens.sum()):,}", f"{num_neurons:,}", f"{share:.2f}")
+        tokens = neuron_set.knobs["tokens"][code]
+        table.add_row(code, f"{tokens:,}", f"{num_neurons:,}", f"{share:.2f}")
     return table

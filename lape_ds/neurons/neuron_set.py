@@ -35,7 +35,7 @@ class NeuronSet:
         model_id: Path or hub id, for people.
         model_fingerprint: Of the weights (model/loading.py), for machines; "" where it is not known (imported
             sets).
-        method: How it was made: "lape", "random", "topk" or "import".
+        method: How it was made: as `identify.method` says, or "random", "topk" (controls), "import".
         knobs: The method's settings, JSON values.
         experts_per_layer: 1 in a dense model.
 

@@ -39,7 +39,13 @@ class LanguagesSection(Section):
         return self
 
 
-class FilesSource(Section):
+class TextSource(Section):
+    """What all sources of text have."""
+
+    romanise: bool = False  # in Latin letters, to tell what follows a script from what follows a language
+
+
+class FilesSource(TextSource):
     """Local .txt, .jsonl or .parquet (also .gz/.zst/.bz2/.xz), a file or a folder of them.
 
     `path` may hold placeholders of the language table, e.g. `data/{iso639_3}`.
@@ -51,7 +57,7 @@ class FilesSource(Section):
     document: Literal["line", "paragraph", "file"] = "line"  # what one document is in a .txt file
 
 
-class HubSource(Section):
+class HubSource(TextSource):
     """A hub data set, streamed. `config` may hold placeholders, e.g. `{glotcc}` or `{fineweb2}`."""
 
     kind: Literal["hub"]
@@ -62,7 +68,7 @@ class HubSource(Section):
     revision: str | None = None
 
 
-class CLDRSource(Section):
+class CLDRSource(TextSource):
     """Records rendered from CLDR by babel: real text in over 200 locales with no download."""
 
     kind: Literal["cldr"]
@@ -121,14 +127,28 @@ class ModelSection(Section):
 
 
 class IdentifySection(Section):
-    """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580)."""
+    """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580), or another selection."""
 
     tokens_per_language: TokenBudget = 13_100_000
     context_length: PositiveInt | None = None  # None: the model's full context
     batch_size: PositiveInt = 1
+    # family_lape: entropy over families; probability, mean_activation: each language's `top_rate` most active neurons
+    method: Literal["lape", "family_lape", "probability", "mean_activation"] = "lape"
+    families: ByLanguage[str] = {}  # of family_lape, before the shipped table: e.g. {mlt: Romance}
     top_rate: float = Field(default=0.05, gt=0, le=1)
     filter_rate: float = Field(default=0.95, gt=0, le=1)
     activation_bar_ratio: float = Field(default=0.95, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> IdentifySection:
+        lape = ("lape", "family_lape")
+        users = {"families": ("family_lape",), "filter_rate": lape, "activation_bar_ratio": lape}
+        for key, methods in users.items():
+            if self.method not in methods and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} has no use with method: {self.method}; remove it (it is for {', '.join(methods)})"
+                )
+        return self
 
 
 class DeepSpeedSection(Section):
@@ -247,6 +267,13 @@ class Recipe(Section):
             for part in (train.languages, train.replay.languages, train.heldout.languages)
         ]
         return list(dict.fromkeys(code for part in [self.languages.identify, *named] for code in part))
+
+    @model_validator(mode="after")
+    def _families_are_compared(self) -> Recipe:
+        for code in self.identify.families:
+            if code not in self.languages.identify:
+                raise ValueError(f"identify.families: {code} is not among languages.identify")
+        return self
 
     @model_validator(mode="after")
     def _neurons_are_known(self) -> Recipe:

@@ -15,7 +15,7 @@ from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.neurons import counting
 from lape_ds.neurons.counting import count_activations
-from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
+from lape_ds.neurons.counts import ACTIVATION_UNIT, CountedBlocks, Counts, CountSettings
 from tests.neurons.blocks import random_blocks
 from tests.tiny_models import MIXTURES, MODEL_TYPES, NUM_EXPERTS, NUM_LAYERS, tiny_model
 
@@ -23,9 +23,23 @@ SETTINGS = CountSettings("mlt_Latn", "tiny", "f" * 64, 12, "float32")
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "gelu_impl", "act")  # what transformers calls them
 
 
-def count(model: PreTrainedModel, blocks: list[Block], *, batch_size: int = 2, first: int = 0) -> Counts:
+def count(
+    model: PreTrainedModel,
+    blocks: list[Block],
+    *,
+    batch_size: int = 2,
+    first: int = 0,
+    sum_activations: bool = False,
+) -> Counts:
     part = CountedBlocks("corpus", first, first + len(blocks), 12 * len(blocks))
-    return count_activations(model, blocks, batch_size=batch_size, settings=SETTINGS, part=part)
+    return count_activations(
+        model,
+        blocks,
+        batch_size=batch_size,
+        settings=SETTINGS,
+        part=part,
+        sum_activations=sum_activations,
+    )
 
 
 def activations(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
@@ -134,6 +148,35 @@ def test_mixture_equals_naive_loop(model_type: str) -> None:
     assert 0.05 < float(counts.probabilities().mean()) < 0.45
 
 
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "bloom", "gpt_neox", "mixtral"])
+def test_sums_of_activations_equal_naive_loop(model_type: str) -> None:
+    """Gated, fused, ungated, with experts: each activation rounded to its unit, added token by token."""
+    model = tiny_model(model_type)
+    blocks = random_blocks(3, 12, num_padding=5)
+    size = ffn_layers(model)[0].neurons_per_expert
+    expected = torch.zeros(NUM_LAYERS, ffn_layers(model)[0].num_neurons, dtype=torch.int64)
+    for block in blocks:
+        ids = block.input_ids[: int(block.attention_mask.sum())]
+        for position in block.is_text.nonzero()[:, 0].tolist():
+            for layer in range(NUM_LAYERS):
+                if model_type in MIXTURES:
+                    for expert, values in routed_activations(model, ids)[layer][position].items():
+                        expected[layer, expert * size :][:size] += units(values)
+                else:
+                    expected[layer] += units(activations(model, ids)[layer][position])
+    counts = count(model, blocks, sum_activations=True)
+    assert counts.activation_sums is not None
+    # Batches of two and rows of one round inside the model by an ulp or so: of a unit per token at most.
+    assert int((counts.activation_sums - expected).abs().max()) <= int(counts.tokens.sum())
+    assert int(expected.abs().median()) > 1000 * int(counts.tokens.sum())
+    assert torch.equal(counts.active, count(model, blocks).active)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def units(values: Tensor) -> Tensor:
+    return torch.tensor([round(value * ACTIVATION_UNIT) for value in values.tolist()])
+
+
 def test_mixture_that_runs_grouped_is_counted_alike() -> None:
     """`grouped_mm` is what transformers chooses by itself; it wants an even size on a CPU."""
     model = tiny_model("mixtral", intermediate_size=24)
@@ -217,9 +260,15 @@ def test_exact_beyond_what_the_dtype_counts(dtype: torch.dtype) -> None:
 def test_halves_merged_equal_the_whole() -> None:
     model = tiny_model("llama")
     blocks = random_blocks(5, 12, num_padding=3)
-    whole = count(model, blocks)
-    halves = count(model, blocks[:2]).merge(count(model, blocks[2:], first=2))
+    whole, first, second = (
+        count(model, part, batch_size=1, first=start, sum_activations=True)
+        for part, start in ((blocks, 0), (blocks[:2], 0), (blocks[2:], 2))
+    )
+    halves = first.merge(second)
     assert torch.equal(halves.active, whole.active)
+    assert halves.activation_sums is not None
+    assert whole.activation_sums is not None
+    assert torch.equal(halves.activation_sums, whole.activation_sums)
     assert torch.equal(halves.tokens, whole.tokens)
 
 

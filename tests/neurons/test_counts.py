@@ -48,6 +48,24 @@ def test_mixture_round_trip_and_merge(tmp_path: Path) -> None:
     assert torch.equal(merged.active, first.active + second.active)
 
 
+def test_sums_of_activations_round_trip_and_merge(tmp_path: Path) -> None:
+    """800 tokens: 3 units each make a mean of 3/2^20; counts with sums and without do not merge."""
+    sums = torch.tensor([[2400, -800, 0], [0, 0, 1]])
+    first = replace(make_counts(), activation_sums=sums)
+    first.save(tmp_path / "mlt_Latn.safetensors")
+    loaded = Counts.load(tmp_path / "mlt_Latn.safetensors")
+    assert loaded.activation_sums is not None
+    assert torch.equal(loaded.activation_sums, sums)
+    assert loaded.mean_activations()[0].tolist() == [3 / 2**20, -1 / 2**20, 0]
+    merged = loaded.merge(replace(make_counts(start=4), activation_sums=sums))
+    assert merged.activation_sums is not None
+    assert torch.equal(merged.activation_sums, 2 * sums)
+    with pytest.raises(UserError, match=r"differ in the shape of activation_sums \(\[2, 3\] and None\)"):
+        first.merge(make_counts(start=4))
+    with pytest.raises(UserError, match=r"activation_sums is .*, which does not fit active"):
+        replace(first, activation_sums=sums[:1])
+
+
 def test_mixture_probabilities_are_over_all_tokens() -> None:
     counts = make_mixture_counts()
     assert counts.probabilities().tolist() == (counts.active.sum(0).double() / 800).tolist()

@@ -246,6 +246,26 @@ def test_selects_anew_from_the_counts_that_are_there(
     assert load_recipe(recipe.identify_dir) == recipe  # and the folder says how
 
 
+def test_other_methods_select_from_the_same_counts(tmp_path: Path, model_folder: Path) -> None:
+    """But for the mean, whose sums were not asked for before; a recipe of `lape` takes counts that have them."""
+    counted: dict[str, int] = {}
+    for method in ("lape", "probability", "mean_activation", "family_lape"):
+        knobs = {} if "lape" in method else {"filter_rate": 0.95, "activation_bar_ratio": 0.95}
+        recipe = make_recipe(tmp_path, model_folder, identify={"method": method, **knobs})
+        neuron_set = identify(recipe)
+        assert neuron_set.method == method
+        paths = [recipe.identify_dir / "counts" / f"{code}.safetensors" for code in CODES]
+        assert all(
+            torch.equal(
+                neuron_set.neurons(code),
+                NeuronSet.load(recipe.identify_dir / "neurons.safetensors").neurons(code),
+            )
+            for code in CODES
+        )
+        counted[method] = max(path.stat().st_mtime_ns for path in paths)
+    assert counted["lape"] == counted["probability"] < counted["mean_activation"] == counted["family_lape"]
+
+
 def test_refused_recipe_does_not_bind_the_mended_one(tmp_path: Path, model_folder: Path) -> None:
     """A folder in which nothing but the recipe stands holds no output of it."""
     recipe = make_recipe(tmp_path, model_folder)

@@ -9,41 +9,18 @@ import torch
 from torch import Tensor
 
 from lape_ds.errors import UserError
-from lape_ds.neurons.lape import lape_entropy, percentiles, select
+from lape_ds.neurons.lape import lape_entropy, most_active, select
+from lape_ds.neurons.probabilities import Probabilities, percentiles
+from tests.oracles.selection import (
+    Knobs,
+    naive_entropy,
+    naive_most_active,
+    naive_select,
+    whole_tensor_entropy,
+    whole_tensor_select,
+)
 
-PUBLISHED = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
-
-
-def naive_entropy(probs_LIK: Tensor) -> list[list[float]]:
-    """The definition, neuron by neuron (arXiv 2402.16438)."""
-    entropies = []
-    for layer in probs_LIK.tolist():
-        entropies.append([])
-        for probs in layer:
-            total = sum(probs)
-            shares = [p / total for p in probs] if total else []
-            entropies[-1].append(-sum(s * math.log(s) for s in shares if s > 0) if total else math.inf)
-    return entropies
-
-
-def naive_select(
-    probs_LIK: Tensor, *, top_rate: float, filter_rate: float, activation_bar_ratio: float
-) -> list[list[tuple[int, int]]]:
-    """Selection, neuron by neuron; ties go to the lower (layer, index)."""
-    ordered = sorted(probs_LIK.flatten().tolist())
-    filter_bar = ordered[max(1, round(len(ordered) * filter_rate)) - 1]
-    activation_bar = ordered[max(1, round(len(ordered) * activation_bar_ratio)) - 1]
-    candidates = []
-    for layer, entropies in enumerate(naive_entropy(probs_LIK)):
-        for index, entropy in enumerate(entropies):
-            if any(p > filter_bar for p in probs_LIK[layer, index].tolist()):
-                candidates.append((entropy, layer, index))
-    num_neurons = probs_LIK.shape[0] * probs_LIK.shape[1]
-    taken = sorted((layer, index) for _, layer, index in sorted(candidates)[: round(num_neurons * top_rate)])
-    return [
-        [(layer, index) for layer, index in taken if float(probs_LIK[layer, index, k]) > activation_bar]
-        for k in range(probs_LIK.shape[2])
-    ]
+PUBLISHED: Knobs = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
 
 
 def published_select(
@@ -94,7 +71,7 @@ def random_probs(
     return (uniform**4 * tokens).floor() / tokens
 
 
-KNOBS = [
+KNOBS: list[Knobs] = [
     PUBLISHED,
     {"top_rate": 0.25, "filter_rate": 0.75, "activation_bar_ratio": 0.75},
     {"top_rate": 0.01, "filter_rate": 0.9, "activation_bar_ratio": 0.99},
@@ -105,7 +82,7 @@ KNOBS = [
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 @pytest.mark.parametrize("tokens", [10**6, 97, 7], ids="{} tokens".format)
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_naive_loop(knobs: dict[str, float], tokens: int, seed: int) -> None:
+def test_equals_naive_loop(knobs: Knobs, tokens: int, seed: int) -> None:
     """7 tokens leave eight possible values: nearly everything is tied, and many neurons are never active."""
     probs = random_probs(4, 60, 5, tokens=tokens, seed=seed)
     torch.testing.assert_close(lape_entropy(probs), torch.tensor(naive_entropy(probs), dtype=torch.float64))
@@ -182,7 +159,7 @@ def test_output_is_sorted_int32() -> None:
 
 @pytest.mark.parametrize("knobs", KNOBS[:2], ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_published_algorithm(knobs: dict[str, float], seed: int) -> None:
+def test_equals_published_algorithm(knobs: Knobs, seed: int) -> None:
     """Counts without ties, every language with neurons: the very same sets."""
     probs = random_probs(4, 500, 12, tokens=10**6, seed=seed)
     assert layered(select(probs, **knobs), 4) == published_select(probs, **knobs)
@@ -206,7 +183,7 @@ def test_filtered_neurons_are_not_taken_to_fill_up() -> None:
     probs = torch.full((1, 20, 2), 0.1, dtype=torch.float64)
     probs[0, 7, 1] = 0.9
     probs[0, :5] = 0.01
-    knobs = {"top_rate": 0.5, "filter_rate": 0.95, "activation_bar_ratio": 0.2}
+    knobs: Knobs = {"top_rate": 0.5, "filter_rate": 0.95, "activation_bar_ratio": 0.2}
     assert pairs(select(probs, **knobs)) == [[(0, 7)], [(0, 7)]]
     assert sum(len(layer) for language in published_select(probs, **knobs) for layer in language) > 2
 
@@ -237,3 +214,88 @@ def test_200_languages() -> None:
     probs = random_probs(3, 40, 200, tokens=10**5)
     assert pairs(select(probs, **PUBLISHED)) == naive_select(probs, **PUBLISHED)
     assert len(select(probs, **PUBLISHED)) == 200
+
+
+@pytest.mark.parametrize("knobs", KNOBS[:2], ids=str)
+@pytest.mark.parametrize("num_languages", [2, 12, 37, 300])
+def test_same_to_the_bit_as_in_one_tensor(knobs: Knobs, num_languages: int) -> None:
+    """Pieces change neither a sum's order nor who is at the cut; more neurons than one piece holds."""
+    probs = random_probs(3, 100_000 // num_languages, num_languages, tokens=10**5, seed=num_languages)
+    assert torch.equal(lape_entropy(probs), whole_tensor_entropy(probs))
+    expected = whole_tensor_select(probs, **knobs)
+    for found, neurons in zip(select(probs, **knobs), expected, strict=True):
+        assert torch.equal(found, neurons)
+
+
+def test_counts_and_their_quotients_select_the_same() -> None:
+    """Each language with tokens of its own."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = (997, 10**4, 31)
+    active = tuple((torch.rand(4 * 60, generator=generator) ** 4 * number).int() for number in tokens)
+    probs = torch.stack([a.double() / number for a, number in zip(active, tokens, strict=True)], -1)
+    counted = select(Probabilities(active, tokens, 4), **PUBLISHED)
+    assert pairs(counted) == naive_select(probs.unflatten(0, (4, 60)), **PUBLISHED)
+
+
+FAMILIES = ["a", "b", "a", "c", "a", "b", "d"]
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("tokens", [10**6, 7], ids="{} tokens".format)
+def test_families_equal_naive_loop(knobs: Knobs, tokens: int) -> None:
+    probs = random_probs(4, 60, 7, tokens=tokens)
+    assert pairs(select(probs, families=FAMILIES, **knobs)) == naive_select(probs, families=FAMILIES, **knobs)
+
+
+def test_every_language_its_own_family_is_the_published_selection() -> None:
+    probs = random_probs(4, 200, 6)
+    by_family = select(probs, families=list("uvwxyz"), **PUBLISHED)
+    assert pairs(by_family) == pairs(select(probs, **PUBLISHED))
+
+
+def test_planted_family_neurons_are_found_by_families_alone() -> None:
+    """12 related languages and 8 single ones; 5 neurons are for a single language, 5 for one of the family, 5 for all of it.
+
+    Places for 15. By language, what twelve share has an entropy of ln 12, more than the noise neurons of three languages have,
+    which take its places; by family all three kinds are specific.
+    """
+    num_languages, family = 20, ["slavic"] * 12 + [f"single {k}" for k in range(8)]
+    probs = torch.full((2, 150, num_languages), 0.01, dtype=torch.float64)
+    probs[0, :5, 15] = 0.9  # a single language's
+    probs[0, 5:10, 3] = 0.9  # of the family, one language's
+    probs[1, :5, :12] = 0.9  # the whole family's
+    for index in range(10, 40):  # noise: three languages of three families
+        probs[0, index, [index % 12, 12 + index % 4, 16 + index % 4]] = 0.8
+    knobs: Knobs = {"top_rate": 0.05, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
+    expected: list[list[tuple[int, int]]] = [[(1, index) for index in range(5)] for _ in range(12)]
+    expected += [[] for _ in range(8)]
+    expected[15] = [(0, index) for index in range(5)]
+    expected[3] = [(0, index) for index in range(5, 10)] + expected[3]
+    assert pairs(select(probs, families=family, **knobs)) == expected
+    by_language = pairs(select(probs, **knobs))
+    assert set(expected[15]) < set(by_language[15])
+    assert not any(layer == 1 for neurons in by_language for layer, _ in neurons)
+
+
+@pytest.mark.parametrize("top_rate", [0.002, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("tokens", [10**6, 7], ids="{} tokens".format)
+def test_most_active_equals_naive_loop(top_rate: float, tokens: int) -> None:
+    """7 tokens: ties at the cut, and neurons that are never active."""
+    probs = random_probs(4, 60, 5, tokens=tokens)
+    found = [most_active(probs_LI, top_rate=top_rate) for probs_LI in probs.unbind(-1)]
+    assert pairs(found) == naive_most_active(probs, top_rate=top_rate)
+
+
+def test_planted_active_neurons_are_found() -> None:
+    """Two neurons that are active in both languages, and one in each: LAPE's choice is the latter, most active are all."""
+    probs = torch.full((2, 20, 2), 0.01, dtype=torch.float64)
+    probs[0, [3, 4]] = 0.9
+    probs[1, 5, 0] = probs[1, 6, 1] = 0.8
+    assert pairs([most_active(probs_LI, top_rate=0.075) for probs_LI in probs.unbind(-1)]) == [
+        [(0, 3), (0, 4), (1, 5)],
+        [(0, 3), (0, 4), (1, 6)],
+    ]
+    assert pairs(select(probs, top_rate=0.05, filter_rate=0.9, activation_bar_ratio=0.9)) == [
+        [(1, 5)],
+        [(1, 6)],
+    ]

@@ -1,0 +1,91 @@
+"""`lape-ds neurons merge`: one set of counts from those of several clusters, or of several parts of a corpus.
+
+Between counting and selection. Counts are whole numbers of separate text, so that what is added here is what one process would
+have counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lape_ds.errors import UserError
+from lape_ds.neurons.counts import Counts
+from lape_ds.neurons.selection import check_comparable
+from lape_ds.writing import whole_folder
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written of one language: from how many files, and how much text."""
+
+    language: str
+    num_files: int
+    num_tokens: int
+
+
+def merge_counts(inputs: Sequence[Path], output: Path) -> list[Merged]:
+    """Adds up counts and writes the sums, all or none.
+
+    Args:
+        inputs: Files of one language, or folders of them (`<language>.safetensors`); a language that only some folders have is
+            taken as it is there.
+        output: A file, or a folder, as the inputs are; must not exist.
+
+    Raises:
+        UserError: They were counted differently (names the setting, both values and both files), share text, or are no
+            counts; or `output` exists.
+    """
+    if len(inputs) < 2:
+        raise UserError(
+            "name two or more files of counts, or folders of them, and after them the one to write"
+        )
+    if output.exists():
+        raise UserError(f"{output} exists; name a new {'folder' if output.is_dir() else 'file'} to write")
+    file = next((path for path in inputs if not path.is_dir()), None)
+    folder = next((path for path in inputs if path.is_dir()), None)
+    if file is not None and folder is not None:
+        raise UserError(
+            f"{file} is a file and {folder} a folder; merge files with files, folders with folders"
+        )
+    if folder is None:
+        merged = _merge_files(inputs)
+        merged.save(output)
+        return [Merged(merged.settings.language, len(inputs), int(merged.tokens.sum()))]
+    with whole_folder(output, marker_files=()) as temporary:
+        return _merge_folders(inputs, temporary)
+
+
+def _merge_folders(inputs: Sequence[Path], output: Path) -> list[Merged]:
+    by_name: dict[str, list[Path]] = {}
+    for folder in inputs:
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise UserError(
+                f"{folder} holds no counts: no <language>.safetensors, which `lape-ds identify` writes"
+            )
+        for path in paths:
+            by_name.setdefault(path.name, []).append(path)
+    done, first = [], None
+    for name, paths in by_name.items():
+        merged = _merge_files(paths)
+        first = first or merged.settings
+        try:
+            check_comparable(first, merged.settings)
+        except UserError as error:
+            raise UserError(f"{paths[0]}: {error}") from error
+        merged.save(output / name)
+        done.append(Merged(merged.settings.language, len(paths), int(merged.tokens.sum())))
+    return done
+
+
+def _merge_files(paths: Sequence[Path]) -> Counts:
+    merged = Counts.load(paths[0])
+    for path in paths[1:]:
+        other = Counts.load(path)
+        try:
+            merged = merged.merge(other)
+        except UserError as error:
+            raise UserError(f"{paths[0]} and {path}: {error}") from error
+    return merged
