@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from lape_ds import benchmarks
+from lape_ds import benchmark_codes
 from lape_ds.errors import UserError
 
 # Macrolanguage -> the individual language that its published text is in. Data sets use either code.
@@ -254,7 +254,7 @@ class Language:
 def all_languages() -> tuple[Language, ...]:
     """The whole table, in order of code."""
     locales: dict[str, str | None] = dict(_cldr_locales())
-    for code in (*_FLORES_200, *_FLORES_PLUS_NEW, *benchmarks.BELEBELE):
+    for code in (*_FLORES_200, *_FLORES_PLUS_NEW, *benchmark_codes.BELEBELE):
         locales.setdefault(_canonical(code), None)
     return tuple(_language(code, locales) for code in sorted(locales))
 
@@ -371,8 +371,8 @@ def _language(code: str, locales: dict[str, str | None]) -> Language:
     flores200 = flores200 if flores200 in _FLORES_200 else None
     flores = _FLORES_PLUS_CHANGED.get(flores200 or "", (None, flores200))[1]
     glotlid = _GLOTLID_CHANGED.get(code, code)
-    region = benchmarks.GLOBAL_PIQA_REGION.get(code)
-    include = benchmarks.INCLUDE_NAMES.get(code, names[0].lower())
+    region = benchmark_codes.GLOBAL_PIQA_REGION.get(code)
+    include = benchmark_codes.INCLUDE_NAMES.get(code, names[0].lower())
 
     def by_stem(codes: Sequence[str]) -> str | None:
         return next((stem for stem in stems if usual and stem in codes), None)
@@ -394,17 +394,17 @@ def _language(code: str, locales: dict[str, str | None]) -> Language:
         flores200=flores200,
         glotcc=None if code in _NOT_IN_GLOTCC else glotlid.replace("_", "-"),
         fineweb2=None if code in _NOT_IN_FINEWEB2 else glotlid,
-        opus=by_stem(benchmarks.OPUS_100),
-        belebele=by_script(benchmarks.BELEBELE),
-        multiblimp=by_stem(benchmarks.MULTIBLIMP),
-        global_piqa_parallel=region or by_script(benchmarks.GLOBAL_PIQA_PARALLEL),
-        global_piqa_nonparallel=region or by_script(benchmarks.GLOBAL_PIQA_NONPARALLEL),
-        include=include if usual and include in benchmarks.INCLUDE else None,
-        global_mmlu=by_stem(benchmarks.GLOBAL_MMLU),
-        mmlu_prox=by_stem(benchmarks.MMLU_PROX),
-        m_mmlu=by_stem(benchmarks.M_MMLU),
-        m_arc=by_stem(benchmarks.M_ARC),
-        m_hellaswag=by_stem(benchmarks.M_HELLASWAG),
-        m_truthfulqa=by_stem(benchmarks.M_TRUTHFULQA),
+        opus=by_stem(benchmark_codes.OPUS_100),
+        belebele=by_script(benchmark_codes.BELEBELE),
+        multiblimp=by_stem(benchmark_codes.MULTIBLIMP),
+        global_piqa_parallel=region or by_script(benchmark_codes.GLOBAL_PIQA_PARALLEL),
+        global_piqa_nonparallel=region or by_script(benchmark_codes.GLOBAL_PIQA_NONPARALLEL),
+        include=include if usual and include in benchmark_codes.INCLUDE else None,
+        global_mmlu=by_stem(benchmark_codes.GLOBAL_MMLU),
+        mmlu_prox=by_stem(benchmark_codes.MMLU_PROX),
+        m_mmlu=by_stem(benchmark_codes.M_MMLU),
+        m_arc=by_stem(benchmark_codes.M_ARC),
+        m_hellaswag=by_stem(benchmark_codes.M_HELLASWAG),
+        m_truthfulqa=by_stem(benchmark_codes.M_TRUTHFULQA),
         aliases=tuple(dict.fromkeys(filter(None, [*aliases, code, locale, flores, flores200]))),
     )

@@ -16,7 +16,7 @@ import datasets
 import pytest
 from lm_eval.api.task import Task
 
-from lape_ds import benchmarks
+from lape_ds import benchmark_codes
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
 from lape_ds.evaluation.lm import quiet_harness
@@ -163,7 +163,7 @@ def test_a_column_of_the_language_table_is_the_harness_s(column: str) -> None:
     ours = {getattr(language, column) for language in all_languages()} - {None}
     theirs = {match[1] for name in all_tasks() if (match := re.fullmatch(COLUMNS[column], name))}
     regional = {code for code in theirs if re.fullmatch(r"[a-z]{3}_[a-z]{4}_[a-z]{4}", code)}
-    regional -= set(benchmarks.GLOBAL_PIQA_REGION.values())
+    regional -= set(benchmark_codes.GLOBAL_PIQA_REGION.values())
     assert ours == theirs - set(NOT_OURS.get(column, "").split()) - regional
 
 
