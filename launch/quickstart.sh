@@ -22,7 +22,8 @@ step "4/6  Train a random subnetwork of the same size, for comparison"
 step "5/6  Export to plain Hugging Face folders; every bit outside the subnetwork is compared with the base"
 lape-ds export "$recipe" train.method=subnetwork --checkpoint last
 lape-ds export "$recipe" train.method=random --checkpoint last
-step "6/6  lm-eval over the base and both models"
+step "6/6  lm-eval over the base and both models; what differs by more than chance"
 lape-ds eval "$recipe"
+lape-ds compare "$recipe"
 step "Held-out text, before and after"
 lape-ds summary "$recipe"
