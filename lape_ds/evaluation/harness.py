@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from lm_eval.evaluator import evaluate as run_harness
 
 from lape_ds import __version__
 from lape_ds.errors import UserError, tell_error
-from lape_ds.evaluation.lm import MAX_LENGTH, ModelSettings, ModelSource, check_backend, quiet_harness
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, check_backend, quiet_harness
+from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.evaluation.results import (
     Score,
     TaskResult,
@@ -46,6 +48,8 @@ Results = dict[str, dict[str, TaskResult]]
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 
 _NAMED = 12  # failed tasks in one line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -195,7 +199,10 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
     """All tasks of one model, which is loaded only if a task is missing."""
     folder = run.output_dir / source.label
     common = _model_settings(source, run)
-    wanted = {name: common | task_settings(planned, task) for name, (planned, task) in run.tasks.items()}
+    wanted = {
+        name: common | task_settings(planned, task) | _window(task, common["context_length"])
+        for name, (planned, task) in run.tasks.items()
+    }
     results = {
         name: found for name in run.tasks if (found := _stored(folder, run.tasks[name][0], wanted[name]))
     }
@@ -243,6 +250,15 @@ def _attempt(
         measured.failures[label, name] = told(error)
         tell_error(f"{label}: {name} failed: {told(error)} (where: {errors})")
         return None
+    if result.num_truncated:
+        logger.warning(
+            "%s: %s: %d of %d requests were longer than the %d tokens that the model takes, and lost their beginning",
+            label,
+            name,
+            result.num_truncated,
+            sum(len(sample["arguments"]) for sample in samples),
+            settings["context_length"],
+        )
     write_result(run.output_dir / label, result, samples)
     errors.unlink(missing_ok=True)
     return result
@@ -252,6 +268,7 @@ def _run_task(
     model: ServedModel, planned: PlannedTask, task: Task, settings: dict[str, Any], *, limit: int | None
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     begin_drawing(task)
+    model.num_truncated = 0
     # The harness's `simple_evaluate` is this call and half a second of listing the environment.
     found: Any = run_harness(
         model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
@@ -271,6 +288,7 @@ def _run_task(
         scores=scores,
         requests_sha256=_sha256(json.dumps(asked, ensure_ascii=False, default=str).encode()),
         settings=settings,
+        num_truncated=model.num_truncated,
         **_reading(planned),
     )
     return result, samples
@@ -309,6 +327,7 @@ def _num_documents(task: Task, limit: int | None) -> int:
 def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
     """All of a model and of how it is asked that decides its numbers, for its results."""
     folder, settings = source.folder(), run.settings
+    facts = model_facts(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
     packages = ["lm-eval", "transformers", *(["vllm"] if settings.backend == "vllm" else [])]
@@ -320,9 +339,16 @@ def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
         "backend": settings.backend,
         "dtype": settings.dtype,
         "limit": run.limit,
-        "max_length": MAX_LENGTH,
+        "context_length": facts.context_length,
         "versions": {name: version(name) for name in packages} | {"lape-ds": __version__},
     }
+
+
+def _window(task: Task, context_length: int) -> dict[str, int]:
+    """What bits per byte are also decided by; of no other task, which models of unlike contexts answer alike."""
+    if task.OUTPUT_TYPE != "loglikelihood_rolling":
+        return {}
+    return {"rolling_window": min(LONGEST_WINDOW, context_length)}
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -19,17 +19,15 @@ import lm_eval.api.task
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import resolve_max_length
-from transformers import AutoConfig, GenerationConfig
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import GenerationConfig
 
 from lape_ds.errors import UserError
+from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.subnetwork.pack import Pack
 from lape_ds.training import ranks
 
-# Windows of rolling log-likelihoods are at most this long: the full context of a 128k model would cost its
-# memory for nothing, and make bits per byte of two models with unlike contexts incomparable.
-MAX_LENGTH = 4096
 # Logits of whole windows are kept, vocabulary and all: one counts for as many requests as hold so many tokens.
 _TOKENS_PER_REQUEST = 512
 # Requests between two words of how far it is, in forward passes; sorted by length among themselves.
@@ -89,6 +87,7 @@ class LocalModel(Protocol):
     """A model of this process: its methods answer the harness's kinds of requests."""
 
     piece_size: int  # requests that are best given to it at once
+    num_truncated: int  # of all that it has answered, those whose beginning it could not take
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -104,14 +103,21 @@ class LocalModel(Protocol):
 
 
 class _Quiet:
-    """Over a model class of the harness: without its double BOS and without its progress bars."""
+    """Over a model class of the harness: without its double BOS and its progress bars; it counts what it cuts."""
 
     add_bos_token: bool | None
     tok_encode: Any
     prefix_token_id: Any
+    max_length: int
+    max_gen_toks: int
+    _max_length: int | None
+    # Tokens of a scored request beyond `max_length` (its last one is not fed), and of a window that are kept free.
+    _scored_beyond = 1
+    _kept_of_window = 0
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.num_truncated = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -135,20 +141,35 @@ class _Quiet:
         """Log-likelihood in nats of each request's whole text.
 
         Every window already begins with the prefix token. A tokenizer that adds BOS by itself would put a
-        second one behind it and have it scored as text, so here it adds nothing.
+        second one behind it and have it scored as text, so here it adds nothing. Only these windows are capped.
         """
-        add_bos_token = self.add_bos_token
-        self.add_bos_token = False
+        add_bos_token, longest = self.add_bos_token, self.max_length
+        self.add_bos_token, self._max_length = False, min(LONGEST_WINDOW + self._kept_of_window, longest)
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
         finally:
-            self.add_bos_token = add_bos_token
+            self.add_bos_token, self._max_length = add_bos_token, longest
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """What the model writes after each context, up to the first stop sequence."""
+        """What the model writes after each context, up to the first stop sequence.
+
+        Raises:
+            UserError: A task's longest answer leaves no place for a prompt.
+        """
+        for request in requests:
+            context, writing = request.arguments
+            longest = dict[str, Any](normalize_gen_kwargs(writing, self.max_gen_toks))["max_gen_toks"]
+            if longest >= self.max_length:
+                raise UserError(
+                    f"answers may have {longest} tokens here, and the model takes {self.max_length}, prompt included: leave the "
+                    "task out, or measure a model with a longer context"
+                )
+            self.num_truncated += len(self.tok_encode(context)) > self.max_length - longest
         return super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
+        longest = self.max_length + self._scored_beyond
+        self.num_truncated += sum(len(context) + len(scored) > longest for _, context, scored in requests)
         return super()._loglikelihood_tokens(requests, **settings | {"disable_tqdm": True})  # type: ignore[misc]
 
 
@@ -234,7 +255,7 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
     return HarnessModel(
         pretrained=model,
         tokenizer=tokenizer,
-        max_length=min(MAX_LENGTH, resolve_max_length(model.config, tokenizer)),
+        max_length=model_facts(folder).context_length,
         batch_size=settings.batch_size,
         softmax_dtype="float32",
     )
@@ -271,12 +292,10 @@ def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, An
         UserError: The model cannot be had.
     """
     folder = source.folder()
-    longest = resolve_max_length(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
     return {
         "pretrained": str(folder),
         "dtype": settings.dtype,
-        # It keeps two places of every window for itself.
-        "max_length": min(MAX_LENGTH + 2, longest),
+        "max_length": model_facts(folder).context_length,
         "batch_size": _VLLM_PIECE,  # a number: "auto" shows bars
         "tensor_parallel_size": max(1, torch.cuda.device_count()),
         "seed": 0,
@@ -290,6 +309,8 @@ def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:
 
     class VLLMModel(_Quiet, vllm):
         piece_size = _VLLM_PIECE
+        _scored_beyond = -1
+        _kept_of_window = 2
 
     return VLLMModel(**vllm_arguments(source, settings))
 

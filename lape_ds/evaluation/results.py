@@ -49,6 +49,7 @@ class TaskResult:
         metric: Of `scores`, the one that the suite reads.
         direction: Of that metric, which way is better.
         random_baseline: A guesser's score in that metric; None where guessing has none.
+        num_truncated: Requests that were longer than the model takes, and lost their beginning.
     """
 
     task: str
@@ -61,6 +62,7 @@ class TaskResult:
     metric: str
     direction: Literal["higher", "lower"]
     random_baseline: float | None
+    num_truncated: int = 0
 
 
 def write_result(folder: Path, result: TaskResult, samples: Sequence[Mapping[str, Any]]) -> None:

@@ -64,6 +64,7 @@ class _Reply:
 
     answers: list[Any]
     failure: tuple[str, str] | None = None  # text, traceback
+    num_truncated: int = 0
 
 
 class ServedModel(LM):
@@ -80,6 +81,7 @@ class ServedModel(LM):
         self.advance: Callable[[float], None] = lambda share: (
             None
         )  # told of every part of the requests answered
+        self.num_truncated = 0  # requests whose beginning the model could not take, since this was set to 0
         self._model: LocalModel | None = None
         self._others: list[Channel] = []
 
@@ -137,6 +139,7 @@ class ServedModel(LM):
             collected.add(0, reply)
             collected.take(0.0)
         collected.take(None)
+        self.num_truncated += collected.num_truncated
         answers: list[Any] = [None] * len(requests)
         for share, given in zip(shares, collected.answers, strict=True):
             for number, answer in zip(share, given, strict=True):
@@ -151,12 +154,14 @@ class _Collected:
         self, others: Sequence[Channel], sizes: Sequence[int], advance: Callable[[float], None]
     ) -> None:
         self.answers: list[list[Any]] = [[] for _ in sizes]
+        self.num_truncated = 0
         self._sizes, self._advance = sizes, advance
         self._failures: list[tuple[str, str]] = []
         self._open = {other.rank: other for other in others if sizes[other.rank]}
 
     def add(self, rank: int, reply: _Reply) -> None:
         self.answers[rank] += reply.answers
+        self.num_truncated += reply.num_truncated
         self._advance(len(reply.answers) / sum(self._sizes))
         if reply.failure is not None:
             self._failures.append(reply.failure)
@@ -217,6 +222,7 @@ def _replies(model: LocalModel, method: str, share: Sequence[Arguments]) -> Iter
     """The answers to a share, a piece at a time; a failure ends them."""
     for piece in _pieces(share, model.piece_size):
         requests = [Instance(method, {}, one, number) for number, one in enumerate(piece)]  # type: ignore[arg-type]
+        before = model.num_truncated
         try:
             answers = getattr(model, method)(requests)
         except (
@@ -227,7 +233,7 @@ def _replies(model: LocalModel, method: str, share: Sequence[Arguments]) -> Iter
             where = f"rank {ranks.rank()} on {socket.gethostname()}: " if ranks.world_size() > 1 else ""
             yield _Reply([], (f"{where}{told(error)}", traceback.format_exc()))
             return
-        yield _Reply(answers)
+        yield _Reply(answers, num_truncated=model.num_truncated - before)
 
 
 def told(error: BaseException) -> str:

@@ -479,3 +479,30 @@ def test_a_model_of_any_seed_is_near_chance(tmp_path: Path, bos_tokenizer: Any):
     for title in ("topic", "cloze", "translation"):
         score = results[f"cldr_{title}_mlt_Latn"].scores["acc"]
         assert abs(score.value - 0.25) < 0.2
+
+
+def shortened(folder: Path, to: Path, context_length: int) -> Path:
+    """The same model, which says that it takes fewer tokens."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text(encoding="utf-8"))
+    (to / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context_length}))
+    return to
+
+
+def test_what_a_short_context_cuts_is_told_and_recorded(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The settings say how much a model takes; of its windows, only where they decide the number."""
+    folder = shortened(model_folder, tmp_path / "short", 40)
+    results = measured(folder, tmp_path / "eval", "topic", "bits_per_byte", limit=2)
+    choice, per_byte = results["cldr_topic_mlt_Latn"], results["cldr_bits_per_byte_mlt_Latn"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    whole = [document["context"] + answer for document in asked(topic)[:2] for answer in document["choices"]]
+    too_long = sum(len(tokenizer(text).input_ids) > 40 + 1 for text in whole)  # the last token is not fed
+    assert (choice.num_truncated, per_byte.num_truncated) == (too_long, 0) == (5, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tiny: cldr_topic_mlt_Latn: 5 of 8 requests were longer than the 40 tokens that the model takes, and lost their beginning"
+    ]
+    assert (choice.settings["context_length"], per_byte.settings["rolling_window"]) == (40, 40)
+    assert "rolling_window" not in choice.settings
+    assert read_result(tmp_path / "eval" / "tiny", choice.task) == choice

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.lm import MAX_LENGTH, ModelSettings, ModelSource, check_backend, vllm_arguments
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, check_backend, vllm_arguments
 from tests.evaluation.conftest import MAX_LENGTH as CONTEXT
 
 
@@ -31,10 +31,11 @@ def test_vllm_gets_arguments_that_the_harness_knows(model_folder: Path):
     arguments = vllm_arguments(ModelSource("tiny", str(model_folder)), ModelSettings("vllm", "bfloat16"))
     assert set(arguments) <= known
     assert arguments["dtype"] == "bfloat16"
-    assert arguments["max_length"] == min(MAX_LENGTH + 2, CONTEXT)
+    assert arguments["max_length"] == CONTEXT
     # What `_Quiet` overrides, and the attribute by which it keeps BOS out of rolling windows.
     for name in ("loglikelihood", "loglikelihood_rolling", "generate_until", "_loglikelihood_tokens"):
         assert "disable_tqdm" in {argument.arg for argument in methods[name].args.args}
+    assert "self._max_length" in ast.unparse(methods["max_length"])
     assert "self.add_bos_token" in ast.unparse(methods["tok_encode"])
 
 

@@ -14,10 +14,12 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lape_ds.corpora.cldr import sample_records
+from lape_ds.evaluation import lm
 from lape_ds.evaluation.lm import ModelSettings, ModelSource
 from lape_ds.evaluation.serving import RequestsFailed, ServedModel, divide, serve
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint
+from tests.evaluation.conftest import MAX_LENGTH
 from tests.evaluation.eval_ranks import Job
 from tests.evaluation.test_harness import by_hand
 
@@ -64,7 +66,9 @@ def ask(folder: str, batch_size: int, out: str) -> None:
             model.load(
                 source(folder), ModelSettings(batch_size=batch_size), weights=fingerprint(Path(folder))
             )
-            with pytest.raises(RequestsFailed, match=r"rank 1 on .*AssertionError: .*max tokens to generate"):
+            with pytest.raises(
+                RequestsFailed, match=r"rank 1 on .*: answers may have 9999 tokens here, and the model"
+            ):
                 answers(
                     model, {"generate_until": [("long", WRITING), ("a", WRITING | {"max_gen_toks": 9999})]}
                 )
@@ -167,6 +171,36 @@ def test_a_continuation_that_the_tokenizer_joins_to_the_context_is_scored(model_
         model.load(source(str(model_folder)), ModelSettings(), weights=fingerprint(model_folder))
         found = answers(model, {"loglikelihood": joined})["loglikelihood"]
     assert [score for score, _ in found] == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_rolling_windows_are_capped_and_what_is_cut_is_counted(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    text = "\n".join(texts(9))
+    window = 32
+    tokens = tokenizer(text, add_special_tokens=False).input_ids[: 2 * window + 5]
+    text, row, rolled = tokenizer.decode(tokens), [tokenizer.bos_token_id, *tokens], 0.0
+    for start in range(0, len(tokens), window):
+        stop = min(start + window, len(tokens))
+        rolled += by_hand(model_folder, row[max(0, stop - window) : start + 1], tokens[start:stop])
+    context = text[: len(text) // 2 + 20]  # more tokens than a window
+    whole, own = tokenizer(context + " a").input_ids, tokenizer(context).input_ids
+    assert window < len(own) < MAX_LENGTH
+    monkeypatch.setattr(lm, "LONGEST_WINDOW", window)
+    with ServedModel() as model:
+        model.load(source(str(model_folder)), ModelSettings(), weights=fingerprint(model_folder))
+        found = answers(model, {"loglikelihood_rolling": [(text,)], "loglikelihood": [(context, " a")]})
+        assert found["loglikelihood_rolling"] == pytest.approx([rolled], rel=1e-5)
+        score = by_hand(model_folder, whole[: len(own)], whole[len(own) :])
+        assert found["loglikelihood"][0][0] == pytest.approx(score, rel=1e-4)
+        assert model.num_truncated == 0
+        room = WRITING | {"max_gen_toks": MAX_LENGTH - 20}
+        answers(
+            model,
+            {"loglikelihood": [(3 * text, " a"), ("b", " a")], "generate_until": [(text, room), ("b", room)]},
+        )
+        assert model.num_truncated == 2
 
 
 def test_a_checkpoints_own_way_of_writing_is_not_used(model_folder: Path, tmp_path: Path):
