@@ -28,7 +28,7 @@ from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, wit
 from lape_ds.subnetwork.pack import Pack
 from lape_ds.training import ranks
 
-# Logits of whole windows are kept, vocabulary and all: one counts for as many requests as hold so many tokens.
+# Logits of whole rows are kept, vocabulary and all: a long one counts for as many requests as hold so many tokens.
 _TOKENS_PER_REQUEST = 512
 # Requests between two words of how far it is, in forward passes; sorted by length among themselves.
 _BATCHES_PER_PIECE = 8
@@ -181,32 +181,36 @@ class HarnessModel(_Quiet, _HFLM):
         """Requests that are best given to it at once."""
         return _BATCHES_PER_PIECE * self.batch_size_per_gpu
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """As above, with fewer rows at a time: they are as long as the context."""
-        batch_size = self.batch_size_per_gpu
-        rows = batch_size * _TOKENS_PER_REQUEST // self.max_length
-        self.batch_size_per_gpu = min(batch_size, max(1, rows))
-        try:
-            return super().loglikelihood_rolling(requests)
-        finally:
-            self.batch_size_per_gpu = batch_size
-
     def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
-        """As above, with one row for all continuations of a context that are a single token, and one for each longer one.
+        """As above, with fewer rows at a time the longer they are, and one row for all single tokens after a context.
 
         With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token. Where one of
         their continuations begins later than another, as in the windows of a text that repeats itself, it reads log-probabilities
         at the other's places.
         """
+        parts: dict[tuple[bool, int], list[int]] = {}
+        for number, (_, context, scored) in enumerate(requests):
+            rows = self._rows(len(context) + len(scored))
+            parts.setdefault((len(scored) == 1, rows), []).append(number)
         answers: list[Any] = [None] * len(requests)
-        for single in (True, False):
-            numbers = [number for number, one in enumerate(requests) if (len(one[2]) == 1) == single]
-            self.logits_cache = single
-            if numbers:
+        batch_size = self.batch_size_per_gpu
+        try:
+            for (self.logits_cache, self.batch_size_per_gpu), numbers in sorted(parts.items()):
                 found = super()._loglikelihood_tokens([requests[number] for number in numbers], **settings)
                 for number, answer in zip(numbers, found, strict=True):
                     answers[number] = answer
+        finally:
+            self.batch_size_per_gpu = batch_size
         return answers
+
+    def _rows(self, length: int) -> int:
+        """Of this many tokens, how many a forward pass takes: by halves, so that there are few kinds of passes."""
+        rows = self.batch_size_per_gpu
+        while (
+            rows > 1 and rows * min(length, self.max_length) > self.batch_size_per_gpu * _TOKENS_PER_REQUEST
+        ):
+            rows //= 2
+        return rows
 
     def tok_batch_encode(
         self,

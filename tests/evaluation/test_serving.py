@@ -85,10 +85,12 @@ def source(folder: str) -> ModelSource:
     return ModelSource("tiny", folder)
 
 
-def alone(folder: Path, batch_size: int) -> dict[str, list[Any]]:
+def alone(
+    folder: Path, batch_size: int, requests: dict[str, list[tuple[Any, ...]]] | None = None
+) -> dict[str, list[Any]]:
     with ServedModel() as model:
         model.load(source(str(folder)), ModelSettings(batch_size=batch_size), weights=fingerprint(folder))
-        return answers(model, asked())
+        return answers(model, requests or asked())
 
 
 def assert_alike(found: dict[str, list[Any]], expected: dict[str, list[Any]]) -> None:
@@ -201,6 +203,30 @@ def test_only_rolling_windows_are_capped_and_what_is_cut_is_counted(
             {"loglikelihood": [(3 * text, " a"), ("b", " a")], "generate_until": [(text, room), ("b", room)]},
         )
         assert model.num_truncated == 2
+
+
+def test_long_requests_are_fewer_at_a_time(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A batch's logits are held as a whole: their size must not grow with the prompts."""
+    requests = {name: of for name, of in asked().items() if name != "generate_until"}
+    expected = alone(model_folder, 1, requests)
+    shapes: list[tuple[int, int]] = []
+    call = lm.HarnessModel._model_call
+
+    def spy(model: Any, rows: torch.Tensor, **settings: Any) -> torch.Tensor:
+        shapes.append((rows.shape[0], rows.shape[1]))
+        return call(model, rows, **settings)
+
+    monkeypatch.setattr(lm.HarnessModel, "_model_call", spy)
+    monkeypatch.setattr(lm, "_TOKENS_PER_REQUEST", 16)
+    found = alone(model_folder, 8, requests)
+    assert all(rows == 1 or rows * length <= 8 * 16 for rows, length in shapes)
+    assert max(rows for rows, _ in shapes) > 2
+    assert max(length for _, length in shapes) > 8 * 16 / 2
+    for method, answered in expected.items():
+        numbers = [
+            [one[0] if isinstance(one, tuple) else one for one in of] for of in (found[method], answered)
+        ]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
 
 
 def test_a_checkpoints_own_way_of_writing_is_not_used(model_folder: Path, tmp_path: Path):
