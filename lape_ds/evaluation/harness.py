@@ -161,11 +161,14 @@ def measure(
         datasets: Id of a data set on the hub -> local folder or file that is read in its place.
 
     Raises:
-        UserError: A folder lacks its model or tokenizer, no task can be built, or `output_dir` cannot be written.
+        UserError: A folder lacks its model or tokenizer, no task can be built, `output_dir` cannot be written, or a limited result
+            would replace a complete one there.
     """
     check_backend(settings, sources, num_ranks=world_size())
     for source in sources:
         load_tokenizer(source.folder())
+    if limit is not None:
+        _check_nothing_complete_is_lost(sources, planned, output_dir)
     check_writable(output_dir)
     measured = Measured({source.label: {} for source in sources})
     with quiet_harness():
@@ -174,6 +177,20 @@ def measure(
         for source in sources:
             _measure_model(source, run, measured)
     return measured
+
+
+def _check_nothing_complete_is_lost(
+    sources: Sequence[ModelSource], planned: Sequence[PlannedTask], output_dir: Path
+) -> None:
+    """A result of some documents would take the place, and the samples, of one of all."""
+    for source in sources:
+        for one in planned:
+            found = read_result(output_dir / source.label, one.name)
+            if found is not None and found.settings["limit"] is None:
+                raise UserError(
+                    f"{output_dir / source.label}/{one.name}.json was measured on all documents, and --limit (eval.limit) would "
+                    "replace it by a part: give --output another folder, or leave the limit out"
+                )
 
 
 def _build(

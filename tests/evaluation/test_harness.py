@@ -22,7 +22,7 @@ from lape_ds.evaluation import harness
 from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
 from lape_ds.evaluation.harness import Results, evaluate
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
-from lape_ds.evaluation.results import TaskResult, read_result
+from lape_ds.evaluation.results import TaskResult, read_result, rewrite_result
 from lape_ds.evaluation.serving import ServedModel, TasksFailed
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import _settle, build_task
@@ -311,6 +311,23 @@ def test_only_what_is_missing_is_measured(
     measured(model_folder, tmp_path, "cloze", limit=5)
     measured(model_folder, tmp_path, "cloze", limit=5, dtype="bfloat16")
     assert ran == ["cloze", "topic", "cloze", "cloze", "cloze"]
+
+
+def test_a_limited_result_does_not_replace_a_complete_one(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limited = measured(model_folder, tmp_path, "topic", limit=1)["cldr_topic_mlt_Latn"]
+    complete = replace(limited, settings=limited.settings | {"limit": None})
+    rewrite_result(tmp_path / "tiny", complete)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "build_task", lambda *_, **__: pytest.fail("went on"))
+        with pytest.raises(
+            UserError, match=r"cldr_topic_mlt_Latn\.json was measured on all documents"
+        ) as caught:
+            measured(model_folder, tmp_path, "cloze", "topic", limit=1)
+    assert "\n" not in str(caught.value)
+    assert read_result(tmp_path / "tiny", "cldr_topic_mlt_Latn") == complete
+    assert measured(model_folder, tmp_path / "other", "topic", limit=1)["cldr_topic_mlt_Latn"] == limited
 
 
 def test_other_weights_or_another_tokenizer_are_measured_anew(
