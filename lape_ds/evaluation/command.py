@@ -81,6 +81,7 @@ def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
         request.backend or recipe.eval.backend,
         dtype=recipe.model.dtype,
         batch_size=request.batch_size or recipe.eval.batch_size,
+        attn_implementation=recipe.model.attn_implementation,
     )
 
 

@@ -161,8 +161,8 @@ def measure(
         datasets: Id of a data set on the hub -> local folder or file that is read in its place.
 
     Raises:
-        UserError: A folder lacks its model or tokenizer, no task can be built, `output_dir` cannot be written, or a limited result
-            would replace a complete one there.
+        UserError: A folder lacks its model or tokenizer, no task can be built, `output_dir` cannot be written, or a limited
+            result would replace a complete one there.
     """
     check_backend(settings, sources, num_ranks=world_size())
     for source in sources:
@@ -344,7 +344,7 @@ def _num_documents(task: Task, limit: int | None) -> int:
 def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
     """All of a model and of how it is asked that decides its numbers, for its results."""
     folder, settings = source.folder(), run.settings
-    facts = model_facts(folder)
+    facts = model_facts(folder, attn_implementation=settings.attn_implementation)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
     packages = ["lm-eval", "transformers", *(["vllm"] if settings.backend == "vllm" else [])]
@@ -356,7 +356,9 @@ def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
         "backend": settings.backend,
         "dtype": settings.dtype,
         "limit": run.limit,
+        "attn_implementation": facts.attn_implementation if settings.backend == "hf" else None,
         "context_length": facts.context_length,
+        "special_token_ids": facts.special_token_ids,
         "versions": {name: version(name) for name in packages} | {"lape-ds": __version__},
     }
 

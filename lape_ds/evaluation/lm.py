@@ -76,11 +76,13 @@ class ModelSettings:
         backend: What computes.
         dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32.
         batch_size: Requests per forward pass; does not change scores beyond rounding.
+        attn_implementation: `sdpa` (eager where a model has none), `eager` or `flash_attention_2`; vLLM has its own.
     """
 
     backend: Backend = "hf"
     dtype: str = "float32"
     batch_size: int = 16
+    attn_implementation: str = "sdpa"
 
 
 class LocalModel(Protocol):
@@ -249,17 +251,21 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
         return _load_vllm(source, settings)
     folder = source.folder()
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=settings.dtype, attn_implementation="sdpa", device=ranks.device())
+    facts = model_facts(folder, attn_implementation=settings.attn_implementation)
+    model = load_model(
+        folder,
+        dtype=settings.dtype,
+        attn_implementation=facts.attn_implementation,
+        device=ranks.device(),
+    )
     if source.pack is not None:
         Pack.load(source.pack).apply(model, base_fingerprint=weights)
     # A checkpoint may bring sampling, penalties or lengths of its own: a task says how its answers are written.
-    own = model.generation_config
-    ids = {} if own is None else {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}
-    model.generation_config = GenerationConfig(**ids)
+    model.generation_config = GenerationConfig(**facts.special_token_ids)
     return HarnessModel(
         pretrained=model,
         tokenizer=tokenizer,
-        max_length=model_facts(folder).context_length,
+        max_length=facts.context_length,
         batch_size=settings.batch_size,
         softmax_dtype="float32",
     )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lm_eval.models.utils import resolve_max_length
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from lape_ds.model.loading import load_config, load_tokenizer
 
@@ -23,16 +25,42 @@ class ModelFacts:
 
     Attributes:
         context_length: Tokens that it takes, prompt and answer together.
+        attn_implementation: As wanted, or eager where its class has no sdpa.
+        special_token_ids: `bos_token_id` and `eos_token_id`, with which it begins and ends what it writes.
     """
 
     context_length: int
+    attn_implementation: str
+    special_token_ids: dict[str, int | list[int] | None]
 
 
-def model_facts(folder: Path) -> ModelFacts:
+def model_facts(folder: Path, *, attn_implementation: str = "sdpa") -> ModelFacts:
     """Reads a model's folder.
+
+    Args:
+        folder: Of `resolve_model`.
+        attn_implementation: The wanted one.
 
     Raises:
         UserError: It lacks its config.json or tokenizer.
     """
     config = load_config(folder)
-    return ModelFacts(context_length=resolve_max_length(config, load_tokenizer(folder)))
+    return ModelFacts(
+        context_length=resolve_max_length(config, load_tokenizer(folder)),
+        attn_implementation=_attention(config, attn_implementation),
+        special_token_ids=_special_token_ids(folder, config),
+    )
+
+
+def _attention(config: PretrainedConfig, wanted: str) -> str:
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    return "eager" if wanted == "sdpa" and not model_class._supports_sdpa else wanted
+
+
+def _special_token_ids(folder: Path, config: PretrainedConfig) -> dict[str, int | list[int] | None]:
+    """Of generation_config.json, as transformers reads it: without a readable one, of config.json."""
+    try:
+        own = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        own = GenerationConfig.from_model_config(config)
+    return {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}

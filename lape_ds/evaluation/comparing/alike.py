@@ -19,7 +19,9 @@ MODEL_SETTINGS = (
     "pack_fingerprint",
     "config_sha256",
     "tokenizer_sha256",
+    "attn_implementation",  # some have no other than eager
     "context_length",
+    "special_token_ids",
 )
 _READING = ("num_documents", "metric", "direction", "random_baseline")
 _SHOWN = 40  # characters of a value
