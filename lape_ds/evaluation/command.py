@@ -75,11 +75,13 @@ def evaluate_command(request: EvalRequest) -> Results:
 def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
     if recipe is None:
         return ModelSettings(
-            request.backend or "hf", batch_size=request.batch_size or ModelSettings.batch_size
+            request.backend or "hf",
+            dtype=request.dtype,
+            batch_size=request.batch_size or ModelSettings.batch_size,
         )
     return ModelSettings(
         request.backend or recipe.eval.backend,
-        dtype=recipe.model.dtype,
+        dtype=request.dtype or recipe.model.dtype,
         batch_size=request.batch_size or recipe.eval.batch_size,
         attn_implementation=recipe.model.attn_implementation,
     )

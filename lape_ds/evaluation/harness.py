@@ -344,7 +344,7 @@ def _num_documents(task: Task, limit: int | None) -> int:
 def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
     """All of a model and of how it is asked that decides its numbers, for its results."""
     folder, settings = source.folder(), run.settings
-    facts = model_facts(folder, attn_implementation=settings.attn_implementation)
+    facts = model_facts(folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
     packages = ["lm-eval", "transformers", *(["vllm"] if settings.backend == "vllm" else [])]
@@ -354,7 +354,7 @@ def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
         "config_sha256": _sha256(json.dumps(kept, sort_keys=True).encode()),
         "tokenizer_sha256": _tokenizer_hash(folder),
         "backend": settings.backend,
-        "dtype": settings.dtype,
+        "dtype": facts.dtype,
         "limit": run.limit,
         "attn_implementation": facts.attn_implementation if settings.backend == "hf" else None,
         "context_length": facts.context_length,

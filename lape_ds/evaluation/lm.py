@@ -74,13 +74,14 @@ class ModelSettings:
 
     Attributes:
         backend: What computes.
-        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32.
+        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32. None: each model's own, by
+            its config.json, and float32 where that is another.
         batch_size: Requests per forward pass; does not change scores beyond rounding.
         attn_implementation: `sdpa` (eager where a model has none), `eager` or `flash_attention_2`; vLLM has its own.
     """
 
     backend: Backend = "hf"
-    dtype: str = "float32"
+    dtype: str | None = "float32"
     batch_size: int = 16
     attn_implementation: str = "sdpa"
 
@@ -251,10 +252,10 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
         return _load_vllm(source, settings)
     folder = source.folder()
     tokenizer = load_tokenizer(folder)
-    facts = model_facts(folder, attn_implementation=settings.attn_implementation)
+    facts = model_facts(folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation)
     model = load_model(
         folder,
-        dtype=settings.dtype,
+        dtype=facts.dtype,
         attn_implementation=facts.attn_implementation,
         device=ranks.device(),
     )
@@ -302,10 +303,11 @@ def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, An
         UserError: The model cannot be had.
     """
     folder = source.folder()
+    facts = model_facts(folder, dtype=settings.dtype)
     return {
         "pretrained": str(folder),
-        "dtype": settings.dtype,
-        "max_length": model_facts(folder).context_length,
+        "dtype": facts.dtype,
+        "max_length": facts.context_length,
         "batch_size": _VLLM_PIECE,  # a number: "auto" shows bars
         "tensor_parallel_size": max(1, torch.cuda.device_count()),
         "seed": 0,

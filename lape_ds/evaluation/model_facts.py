@@ -24,32 +24,42 @@ class ModelFacts:
     """What decides a model's answers beside its weights.
 
     Attributes:
+        dtype: As wanted, or that of its config.json where this is float32 or bfloat16, else float32.
         context_length: Tokens that it takes, prompt and answer together.
         attn_implementation: As wanted, or eager where its class has no sdpa.
         special_token_ids: `bos_token_id` and `eos_token_id`, with which it begins and ends what it writes.
     """
 
+    dtype: str
     context_length: int
     attn_implementation: str
     special_token_ids: dict[str, int | list[int] | None]
 
 
-def model_facts(folder: Path, *, attn_implementation: str = "sdpa") -> ModelFacts:
+def model_facts(folder: Path, *, dtype: str | None = None, attn_implementation: str = "sdpa") -> ModelFacts:
     """Reads a model's folder.
 
     Args:
         folder: Of `resolve_model`.
+        dtype: The wanted one, None for the model's own.
         attn_implementation: The wanted one.
 
     Raises:
         UserError: It lacks its config.json or tokenizer.
     """
     config = load_config(folder)
+    dtype = dtype or _own_dtype(config)
     return ModelFacts(
+        dtype=dtype,
         context_length=resolve_max_length(config, load_tokenizer(folder)),
         attn_implementation=_attention(config, attn_implementation),
         special_token_ids=_special_token_ids(folder, config),
     )
+
+
+def _own_dtype(config: PretrainedConfig) -> str:
+    own = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
+    return own if own in ("float32", "bfloat16") else "float32"
 
 
 def _attention(config: PretrainedConfig, wanted: str) -> str:

@@ -46,3 +46,27 @@ def test_special_ids_are_those_that_transformers_would_use(model_folder: Path, t
     expected = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     assert model_facts(folder).special_token_ids == expected
     assert AutoTokenizer.from_pretrained(folder).eos_token_id == expected["eos_token_id"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "expected"),
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("float32", None, "float32"),
+        ("float16", None, "float32"),
+        (None, None, "float32"),
+        ("bfloat16", "float32", "float32"),
+        ("float32", "bfloat16", "bfloat16"),
+    ],
+)
+def test_precision_is_the_wanted_one_or_the_models_own(
+    stored: str | None, wanted: str | None, expected: str, model_folder: Path, tmp_path: Path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"dtype": stored}))
+    assert model_facts(folder, dtype=wanted).dtype == expected
+    model = load_harness_model(ModelSource("tiny", str(folder)), ModelSettings(dtype=wanted), weights="")
+    assert isinstance(model, HarnessModel)
+    assert str(model.model.dtype) == f"torch.{expected}"
