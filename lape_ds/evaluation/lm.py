@@ -309,9 +309,19 @@ def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, An
         "dtype": facts.dtype,
         "max_length": facts.context_length,
         "batch_size": _VLLM_PIECE,  # a number: "auto" shows bars
-        "tensor_parallel_size": max(1, torch.cuda.device_count()),
+        "tensor_parallel_size": _num_parts(facts.num_heads, torch.cuda.device_count()),
         "seed": 0,
     }
+
+
+def _num_parts(num_heads: tuple[int, int], num_devices: int) -> int:
+    """The most GPUs over which vLLM can divide a model: it parts heads of queries evenly; those of keys it may also repeat."""
+    of_queries, of_keys = num_heads
+    return max(
+        size
+        for size in range(1, max(1, num_devices) + 1)
+        if of_queries % size == 0 and (of_keys % size == 0 or size % of_keys == 0)
+    )
 
 
 def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:

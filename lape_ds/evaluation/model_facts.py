@@ -27,12 +27,14 @@ class ModelFacts:
         dtype: As wanted, or that of its config.json where this is float32 or bfloat16, else float32.
         context_length: Tokens that it takes, prompt and answer together.
         attn_implementation: As wanted, or eager where its class has no sdpa.
+        num_heads: Of attention: of queries, and of keys and values.
         special_token_ids: `bos_token_id` and `eos_token_id`, with which it begins and ends what it writes.
     """
 
     dtype: str
     context_length: int
     attn_implementation: str
+    num_heads: tuple[int, int]
     special_token_ids: dict[str, int | list[int] | None]
 
 
@@ -53,8 +55,15 @@ def model_facts(folder: Path, *, dtype: str | None = None, attn_implementation: 
         dtype=dtype,
         context_length=resolve_max_length(config, load_tokenizer(folder)),
         attn_implementation=_attention(config, attn_implementation),
+        num_heads=_num_heads(config),
         special_token_ids=_special_token_ids(folder, config),
     )
+
+
+def _num_heads(config: PretrainedConfig) -> tuple[int, int]:
+    text: Any = config.get_text_config()
+    num_heads: int = getattr(text, "num_attention_heads", 1)  # none in a state-space model
+    return num_heads, getattr(text, "num_key_value_heads", None) or num_heads
 
 
 def _own_dtype(config: PretrainedConfig) -> str:
