@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from inspect import getsource, isfunction
 from typing import Any
 
 from lm_eval.api.group import Group
@@ -155,7 +158,7 @@ def _sampler(task: Task) -> Any:
 
 def _settings(task: Task) -> dict[str, Any]:
     """What a task's YAML says, but where its data lies: what they are is told by the documents' hash."""
-    config = task.dump_config()
+    config = task.config.to_dict(keep_callable=True)
     return {
         key: value
         for key, value in config.items()
@@ -163,13 +166,30 @@ def _settings(task: Task) -> dict[str, Any]:
     }
 
 
-def _hash(rows: Iterator[Any] | Any) -> str:
-    """SHA-256 of rows as JSON; a function counts by its name, for its address is another each time."""
+def _hash(rows: Iterable[Any]) -> str:
+    """SHA-256 of rows as JSON, the same in every process."""
     content = hashlib.sha256()
     for row in rows:
-        content.update(
-            json.dumps(
-                row, ensure_ascii=False, default=lambda value: getattr(value, "__qualname__", str(value))
-            ).encode()
-        )
+        content.update(json.dumps(row, ensure_ascii=False, default=_plain).encode())
     return content.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: a function is where it lies and its text, and nothing is told by its address in memory."""
+    if isinstance(value, partial):
+        return {"function": value.func, "args": value.args, "keywords": value.keywords}
+    if isfunction(value):
+        # A module beside a task's YAML may have its whole path as its name, which is another on each machine.
+        module = re.split(r"[./]", value.__module__)[-1]
+        return {"module": module, "name": value.__qualname__, "text": _text(value)}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
+def _text(function: Callable[..., Any]) -> str | None:
+    """A function's source; None where there is none."""
+    try:
+        return getsource(function)
+    except OSError:
+        return None

@@ -5,10 +5,15 @@ Tasks are built up to the download: that call alone is replaced, by rows in the 
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +27,10 @@ from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
 from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask, Suite, left_out, load_suite, plan, suite_names
-from lape_ds.evaluation.tasks import begin_drawing, build_task, task_settings
+from lape_ds.evaluation.tasks import _plain, _settings, begin_drawing, build_task, task_settings
 from lape_ds.languages import all_languages, find_language
 from tests.evaluation import public_data
+from tests.processes import REPO
 
 TWELVE = "mt af is cy mk lv lt sl sk et ka ne".split()
 GROUPS = ("include", "global_mmlu", "mmlu_prox")  # of up to 57 tasks each
@@ -58,6 +64,8 @@ def check(planned: PlannedTask) -> None:
         assert "{{" not in str(request.args[1:])
     assert directions.keys() <= (task.aggregation() or {}).keys()
     assert len(task._filters) == 1
+    members = list(task.members.values()) if isinstance(task, PooledTask) else [task]
+    assert not re.search("0x[0-9a-f]{6}", json.dumps(list(map(_settings, members)), default=_plain))
     if planned.spec.random_baseline and task.OUTPUT_TYPE == "multiple_choice":
         sizes = {len([one for one in task.instances if one.doc_id == number]) for number in (0, 1)}
         if planned.title not in ("m_truthfulqa", "mela"):  # of any size; a correlation
@@ -339,8 +347,51 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         assert "\n" not in str(caught.value)
 
 
+def settings_of(titles: Iterable[str]) -> dict[str, Any]:
+    """By title, in Estonian."""
+    suite = load_suite("monolingual")
+    planned = {one.title: one for one in plan(suite, ["et"])}
+    return {title: task_settings(planned[title], build_task(planned[title])) for title in titles}
+
+
+_OTHER_PROCESS = """
+import json, sys
+import datasets
+from lape_ds.evaluation.lm import quiet_harness
+from tests.evaluation import public_data
+from tests.evaluation.test_coverage import settings_of
+datasets.load_dataset = public_data.load_dataset
+with quiet_harness():
+    print(json.dumps(settings_of(sys.argv[1:])))
+"""
+
+
+def test_settings_are_the_same_in_another_process() -> None:
+    """Also where the harness has a function of which some arguments are given, which it tells by its address."""
+    titles = ["xcopa", "include"]
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHER_PROCESS, *titles],
+        cwd=REPO,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(settings_of(titles)))
+
+
+def test_settings_tell_which_function_and_arguments_a_task_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = (one for one in plan(load_suite("monolingual"), ["et"]) if one.title == "xcopa")
+    task = build_task(one)
+    first = task_settings(one, task)["task_sha256"]
+    given: Any = task.get_config("doc_to_text")
+    assert isinstance(given, partial)
+    monkeypatch.setitem(given.keywords, "connector", {"cause": "sest", "effect": "seega"})
+    other = task_settings(one, task)["task_sha256"]
+    monkeypatch.setattr(task.config, "doc_to_text", settings_of)
+    assert len({first, other, task_settings(one, task)["task_sha256"]}) == 3
+
+
 def test_settings_tell_what_decides_a_number(tmp_path: Path) -> None:
-    """And nothing that differs from process to process."""
     one = {one.title: one for one in plan(load_suite("general"), ["en"])}["hellaswag"]
     settings = task_settings(one, build_task(one))
     assert settings == task_settings(one, build_task(one))
