@@ -40,7 +40,7 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
 
     Raises:
         UserError: The harness knows no such task; the suite's metric, direction, filter or number of examples is not the task's;
-            or its data, or spBLEU's tokenizer, are neither here nor to be had.
+            it is a group whose tasks cannot be pooled; or its data, or spBLEU's tokenizer, are neither here nor to be had.
     """
     where = f"suite task {planned.title!r}"
     entry, index = find_task(planned.harness_task, where=where)
@@ -53,6 +53,8 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
         _settle(member, planned, where)
     task = members[0] if isinstance(built, Task) else PooledTask(planned.name, members, where=where)
     task.set_config("task", planned.name)
+    if isinstance(built, Group):
+        _check_weights(built, planned, where)
     _check_metric(task, planned, where)
     return task
 
@@ -150,6 +152,17 @@ def _check_metric(task: Task, planned: PlannedTask, where: str) -> None:
         raise UserError(f"{where}: direction {direction!r} is the wrong way round for {metric}")
     if spbleu.__name__ in directions:
         require_spbleu()
+
+
+def _check_weights(group: Group, planned: PlannedTask, where: str) -> None:
+    """Refuses a group that weighs each task alike, unless all have as many documents, which comes to the same."""
+    sizes = [len(member.eval_docs) for member in group.get_all_tasks()]
+    for one in group.aggregate_metric_list or []:
+        if one.metric == planned.spec.metric and not one.weight_by_size and len(set(sizes)) > 1:
+            raise UserError(
+                f"{where}: {group.name} weighs each of its {len(sizes)} tasks alike (`weight_by_size: false`), whereas here each "
+                f"document weighs alike, and they have {min(sizes)} to {max(sizes)}; name its parts one by one"
+            )
 
 
 def _sampler(task: Task) -> Any:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any
 
 import datasets
 import pytest
-from lm_eval.api.task import Task
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.config.group import AggMetricConfig
 
 from lape_ds import benchmark_codes
 from lape_ds.errors import UserError
@@ -27,7 +30,14 @@ from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
 from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask, Suite, left_out, load_suite, plan, suite_names
-from lape_ds.evaluation.tasks import _plain, _settings, begin_drawing, build_task, task_settings
+from lape_ds.evaluation.tasks import (
+    _check_weights,
+    _plain,
+    _settings,
+    begin_drawing,
+    build_task,
+    task_settings,
+)
 from lape_ds.languages import all_languages, find_language
 from tests.evaluation import public_data
 from tests.processes import REPO
@@ -303,6 +313,61 @@ def test_a_group_of_unlike_tasks_is_refused() -> None:
     )
     with pytest.raises(UserError, match=said):
         PooledTask("both", [general["piqa"], general["gsm8k"]], where="suite task 'mine'")
+
+
+def bits(
+    tmp_path: Path, name: str, pattern: str, *, count: int, filtered: str = "strict"
+) -> ConfigurableTask:
+    """A task whose answers a pattern of its own finds."""
+    rows = tmp_path / f"{name}.jsonl"
+    rows.write_text('{"q": "?", "a": "yes"}\n' * count, encoding="utf-8")
+    pipeline = [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "filter_list": [{"name": filtered, "filter": pipeline}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    return ConfigurableTask(config=config)
+
+
+def test_a_pooled_answer_is_read_by_its_own_tasks_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    members = [bits(tmp_path, "one", "(yes)", count=2), bits(tmp_path, "two", "(no)", count=2)]
+    pooled = PooledTask("both", members, where="suite task 'mine'")
+    pooled.build_all_requests()
+    for instance in pooled.instances:
+        instance.resps = ["yes or no"]
+    pooled.apply_filters()
+    read = [instance.filtered_resps["strict"] for instance in pooled.instances]
+    assert read == ["yes", "no", "yes", "no"]
+    members[1] = bits(tmp_path, "three", "(no)", count=2, filtered="loose")
+    with pytest.raises(
+        UserError, match=r"one \(filter strict\) and three \(filter loose\); give it a filter"
+    ):
+        PooledTask("both", members, where="suite task 'mine'")
+
+
+def test_a_group_that_weighs_tasks_alike_is_refused_where_that_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    (one,) = plan(own_suite(tmp_path, "mine: {task: some, metric: exact_match, direction: higher}"), ["en"])
+    for count, weighted in ((2, False), (3, True), (3, False)):
+        group = Group("some", aggregate_metric_list=[AggMetricConfig("exact_match", weight_by_size=weighted)])
+        group.add(bits(tmp_path, "one", "(yes)", count=2))
+        group.add(bits(tmp_path, f"two{count}", "(no)", count=count))
+        refused = count == 3 and not weighted
+        said = r"'mine': some weighs each of its 2 tasks alike .*have 2 to 3; name its parts"
+        with pytest.raises(UserError, match=said) if refused else nullcontext():
+            _check_weights(group, one, "suite task 'mine'")
 
 
 def test_a_local_copy_stands_in_for_a_built_in_task_s_data(
