@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user must change: says what is wrong, where, what is allowed and what to do, in one line."""
 
 
+class NoText(UserError):
+    """The recipe's source is in order and has no text of this language; evaluation leaves it out and goes on."""
+
+
 class Diverged(UserError):
     """Training has left the finite numbers; raised on all ranks together. A sweep records it and goes on."""
 

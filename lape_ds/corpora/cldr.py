@@ -32,7 +32,7 @@ from babel.lists import format_list
 from babel.numbers import format_currency, format_decimal
 
 from lape_ds.corpora.vocabulary import COMPARABLE, CURRENCIES, LANGUAGES, RELATIVE, TERRITORIES, UNITS
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText
 from lape_ds.languages import Language
 
 # Changes whenever the same seed and number would say something else; part of a packed corpus's fingerprint.
@@ -243,7 +243,7 @@ class _Voice:
 @cache
 def _voice(language: Language) -> _Voice:
     if language.cldr is None or not qualifies(language):
-        raise UserError(
+        raise NoText(
             f"corpus.source: CLDR has too little of {language.name} ({language.code}) to write records "
             f"in it; give it another source under corpus.per_language.{language.code}"
         )

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText, UserError
 from lape_ds.languages import Language
 from lape_ds.recipe import FilesSource
 
@@ -76,7 +76,7 @@ def fill_placeholders(text: str, language: Language, *, key: str) -> str:
         ) from None
     for field in fields:
         if field not in known:
-            raise UserError(
+            raise (NoText if hasattr(language, field) else UserError)(
                 f"{key}: {text!r} asks for {{{field}}}, which {language.name} does not have; it has "
                 f"{', '.join(sorted(known))}; name one, or give corpus.per_language.{language.code} a source"
             )
@@ -93,18 +93,17 @@ def list_files(source: FilesSource, language: Language) -> list[Path]:
     """
     key = "corpus.source.path"
     root = Path(fill_placeholders(source.path, language, key=key)).expanduser()
+    kind = UserError if root == Path(source.path).expanduser() else NoText  # a wrong path, or one language's
     allowed = f"{', '.join(_FORMATS)}, each also with {', '.join(_COMPRESSIONS)}"
     if root.is_dir():
         relative = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         visible = [name for name in relative if not any(part.startswith(".") for part in name.split("/"))]
         files = [root / name for name in visible if _format(root / name) is not None]
         if not files:
-            raise UserError(
-                f"{key}: folder {root} holds no text of {language.code}, no file ending in {allowed}"
-            )
+            raise kind(f"{key}: folder {root} holds no text of {language.code}, no file ending in {allowed}")
         return files
     if not root.exists():
-        raise UserError(
+        raise kind(
             f"{key}: no such file or folder: {root} (text of {language.code}); give the path of its text"
         )
     if _format(root) is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lape_ds.corpora.files import files_identity, fill_placeholders, text_of
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText, UserError
 from lape_ds.languages import Language
 from lape_ds.recipe import HubSource
 
@@ -45,9 +45,7 @@ def hub_identity(source: HubSource, language: Language) -> Any:
     """
     name = _name(source, language)
     with explained(name):
-        files = dict(
-            _builder(source.dataset, _config(source, language), source.revision).config.data_files or {}
-        )
+        files = dict(_builder_of(source, language).config.data_files or {})
     paths = sorted(
         str(path) for split, paths in files.items() if str(split) == source.split for path in paths
     )
@@ -73,7 +71,7 @@ def read_hub(
     """
     name = _name(source, language)
     with explained(name):
-        builder = _builder(source.dataset, _config(source, language), source.revision)
+        builder = _builder_of(source, language)
         rows = cast("IterableDataset", builder.as_streaming_dataset(split=source.split))
         if stream is not None:
             rows.load_state_dict(stream)
@@ -86,6 +84,19 @@ def read_hub(
             text, problem = text_of(row[source.column], source.column)
             where = f"hub data set {name}, {number} rows on from where reading began"
             yield HubItem(text, problem and f"{where}: {problem}", rows.state_dict())
+
+
+def _builder_of(source: HubSource, language: Language) -> DatasetBuilder:
+    try:
+        return _builder(source.dataset, _config(source, language), source.revision)
+    except ValueError as error:
+        # A config that is named by the language is missing where there is no text; any other is a mistake.
+        if "{" not in (source.config or "") or not str(error).startswith("BuilderConfig"):
+            raise
+        raise NoText(
+            f"corpus.source.config: hub data set {_name(source, language)} has no such config: no text of {language.code}; "
+            f"give corpus.per_language.{language.code} another source"
+        ) from None
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from lape_ds.corpora.cldr import CLDR_VERSION, sample_records
 from lape_ds.corpora.files import files_identity, fill_placeholders, list_files, read_file
 from lape_ds.corpora.hub import hub_identity, read_hub
 from lape_ds.corpora.romanising import romanise
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText, UserError
 from lape_ds.languages import Language
 from lape_ds.recipe import CLDRSource, FilesSource, HubSource, Source
 
@@ -79,7 +79,7 @@ def read_documents(
             yield romanise(text, language) if source.romanise else text, state
     if state.documents == 0:
         bad = f" ({state.skipped} bad lines skipped)" if state.skipped else ""
-        raise UserError(
+        raise NoText(
             f"corpus.source: {_describe(source, language)} is empty: no text of {language.code} in it{bad}; "
             "give it some, or name another source"
         )

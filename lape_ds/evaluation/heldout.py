@@ -24,16 +24,15 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lape_ds.corpora.files import read_file
-from lape_ds.corpora.hub import HubUnreachable
 from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.reading import read_documents
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText, UserError
 from lape_ds.evaluation.suites import PlannedTask
 from lape_ds.languages import find_language
 from lape_ds.model.loading import load_tokenizer, recipe_model
 from lape_ds.recipe import FilesSource, Recipe
 from lape_ds.training.texts import heldout_part, heldout_text
-from lape_ds.writing import write_json, write_text
+from lape_ds.writing import told_if_unwritable, write_json, write_text
 
 TASK = "heldout_bits_per_byte"
 _HOW_TO_GIVE_TEXT = (
@@ -44,16 +43,21 @@ _HOW_TO_GIVE_TEXT = (
 logger = logging.getLogger(__name__)
 
 
-def documents(*, path: str | None = None, column: str = "text", **_: Any) -> dict[str, Dataset]:
+def documents(
+    *, path: str | None = None, column: str = "text", fault: str | None = None, **_: Any
+) -> dict[str, Dataset]:
     """What the task measures: every document of a file, from its first byte to its last.
 
     Args:
         path: .jsonl, .txt (a document a line) or .parquet, also compressed.
         column: Of the text, but for .txt.
+        fault: Why the recipe's text could not be had.
 
     Raises:
-        UserError: No path, no such file, a line in it that is no document, or none at all.
+        UserError: A fault, no path, no such file, a line in it that is no document, or none at all.
     """
+    if fault is not None:
+        raise UserError(fault)
     if path is None:
         raise UserError(f"task {TASK} has no text: {_HOW_TO_GIVE_TEXT}")
     file = Path(path).expanduser()
@@ -73,7 +77,8 @@ def documents(*, path: str | None = None, column: str = "text", **_: Any) -> dic
 def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: Path) -> list[PlannedTask]:
     """Gives each planned `heldout_bits_per_byte` its language's text; other tasks, and those with a path, are left as they are.
 
-    A language of which the recipe has no text, or none held out, is left out with a warning that says why.
+    A language of which the recipe has no text is left out with a warning that says why. Where its text cannot be had for another
+    reason (gated, no network, a full disk), the task is given that reason, and fails by it alone when it is built.
 
     Args:
         planned: Of a suite.
@@ -81,8 +86,7 @@ def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: 
         folder: Of the results; the text goes to `heldout/` in it.
 
     Raises:
-        UserError: There is no recipe; its model, which the tokenizer is of, is not there; or the text is on the hub, which
-            cannot be reached.
+        UserError: There is no recipe; or its model, which the tokenizer is of, is not there.
     """
     wanting = [one.harness_task == TASK and "path" not in one.metadata for one in planned]
     languages = dict.fromkeys(one.language for one in compress(planned, wanting))
@@ -92,23 +96,28 @@ def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: 
         title = next(one.title for one in compress(planned, wanting))
         raise UserError(f"suite task {title!r} has no text to measure on: {_HOW_TO_GIVE_TEXT}")
     tokenizer = load_tokenizer(recipe_model(recipe))
-    paths = {code: _text_file(code, recipe, tokenizer, folder / "heldout") for code in languages}
+    given = {code: _given(code, recipe, tokenizer, folder / "heldout") for code in languages}
     return [
-        replace(one, metadata={**one.metadata, "path": str(paths[one.language])}) if wants else one
+        replace(one, metadata=one.metadata | given[one.language]) if wants else one
         for one, wants in zip(planned, wanting, strict=True)
-        if not wants or paths[one.language] is not None
+        if not wants or given[one.language]
     ]
 
 
-def _text_file(code: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path | None:
-    """A language's file, written if there is none of this text yet; None, with a warning, where there is no text."""
+def _given(code: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+    """What a language's task is told: its file, or why there is none; nothing, with a warning, where the recipe has no text."""
     try:
-        corpus = heldout_text(recipe, tokenizer, code)
-    except HubUnreachable:  # says nothing about whether there is text
-        raise
-    except UserError as error:
+        return {"path": str(_text_file(code, recipe, tokenizer, folder))}
+    except NoText as error:
         logger.warning("held-out bits per byte of %s is left out: %s", code, error)
-        return None
+        return {}
+    except UserError as error:
+        return {"fault": str(error)}
+
+
+def _text_file(code: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A language's file, written if there is none of this text yet."""
+    corpus = heldout_text(recipe, tokenizer, code)
     part = heldout_part(recipe, corpus)
     ordinals = corpus.heldout.ordinals(len(part.documents))
     # The corpus's fingerprint is of source, tokenizer and split; which of it is held out and measured depends on budgets, too.
@@ -119,9 +128,10 @@ def _text_file(code: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, fo
         if [len(text.encode()) for text in texts] != [document.num_bytes for document in part.documents]:
             raise UserError(f"the text of {code} changed while it was read; give the same command again")
         content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        write_text(path, content)
         about = {"fingerprint": fingerprint, "documents": len(texts), "bytes": part.num_bytes}
-        write_json(origin, about | {"sha256": _sha256(content)})  # last: it vouches for the file
+        with told_if_unwritable(str(path), kept="finished tasks"):
+            write_text(path, content)
+            write_json(origin, about | {"sha256": _sha256(content)})  # last: it vouches for the file
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
@@ -31,7 +32,7 @@ class PooledTask(Task):
         where: What an error begins with.
 
     Raises:
-        UserError: They answer in different ways, or have different metrics.
+        UserError: They answer in different ways, or have different metrics or differently named filters.
     """
 
     def __init__(self, name: str, members: Sequence[Task], *, where: str) -> None:
@@ -43,6 +44,11 @@ class PooledTask(Task):
                     f"{', '.join(_metrics(first))}) and {other.task_name} ({other.OUTPUT_TYPE}; {', '.join(_metrics(other))}); "
                     "name its parts one by one"
                 )
+            if (name_of := other._filters[0].name) != first._filters[0].name:
+                raise UserError(
+                    f"{where}: {name} has tasks of different forms: {first.task_name} (filter {first._filters[0].name}) and "
+                    f"{other.task_name} (filter {name_of}); give it a filter that all have, or name its parts one by one"
+                )
         self.OUTPUT_TYPE = first.OUTPUT_TYPE
         self.VERSION = first.VERSION
         self.UNSAFE_CODE = any(getattr(member, "UNSAFE_CODE", False) for member in members)
@@ -50,7 +56,7 @@ class PooledTask(Task):
         # Not the base class's own constructor, which downloads.
         shared = {key: first.get_config(key) for key in ("output_type", "num_fewshot", "generation_kwargs")}
         self._config = TaskConfig(task=name, **shared)
-        self._filters = first._filters
+        self._filters = first._filters  # whose name is that of every member's
         self._instances = None
         rows = ([dict(row) | {MEMBER: member.task_name} for row in member.eval_docs] for member in members)
         self._documents: list[Document] = [
@@ -109,6 +115,15 @@ class PooledTask(Task):
         """What the model is asked."""
         member, own = self._member(doc)
         return member.construct_requests(own, ctx, **options)
+
+    def apply_filters(self) -> None:
+        """Reads each answer as its member does: filters of one name differ in what they look for."""
+        answers: dict[str, list[Instance]] = {}
+        for one in self.instances:
+            assert one.doc_id is not None
+            answers.setdefault(self._documents[one.doc_id][MEMBER], []).append(one)
+        for member, own in answers.items():
+            self.members[member]._filters[0].apply(own)
 
     def process_results(self, doc: Document, results: Any) -> Any:
         """A document's value of each metric."""

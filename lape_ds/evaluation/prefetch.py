@@ -111,7 +111,7 @@ def _ask(needs: _Needs) -> Iterator[tuple[str, str | None]]:
     for one in needs.planned:
         with_text, fault = _tried(with_heldout, [one], needs.recipe, needs.output_dir)
         if with_text == []:
-            continue  # there is no held-out text of this language, as a warning has told
+            continue  # the recipe has no text of this language, as a warning has told
         yield f"data of {one.name}", fault or _tried(build, *(with_text or []))[1]
 
 

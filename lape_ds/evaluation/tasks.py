@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from inspect import getsource, isfunction
 from typing import Any
 
 from lm_eval.api.group import Group
@@ -37,7 +40,7 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
 
     Raises:
         UserError: The harness knows no such task; the suite's metric, direction, filter or number of examples is not the task's;
-            or its data, or spBLEU's tokenizer, are neither here nor to be had.
+            it is a group whose tasks cannot be pooled; or its data, or spBLEU's tokenizer, are neither here nor to be had.
     """
     where = f"suite task {planned.title!r}"
     entry, index = find_task(planned.harness_task, where=where)
@@ -50,6 +53,8 @@ def build_task(planned: PlannedTask, *, datasets: Mapping[str, str] | None = Non
         _settle(member, planned, where)
     task = members[0] if isinstance(built, Task) else PooledTask(planned.name, members, where=where)
     task.set_config("task", planned.name)
+    if isinstance(built, Group):
+        _check_weights(built, planned, where)
     _check_metric(task, planned, where)
     return task
 
@@ -149,13 +154,24 @@ def _check_metric(task: Task, planned: PlannedTask, where: str) -> None:
         require_spbleu()
 
 
+def _check_weights(group: Group, planned: PlannedTask, where: str) -> None:
+    """Refuses a group that weighs each task alike, unless all have as many documents, which comes to the same."""
+    sizes = [len(member.eval_docs) for member in group.get_all_tasks()]
+    for one in group.aggregate_metric_list or []:
+        if one.metric == planned.spec.metric and not one.weight_by_size and len(set(sizes)) > 1:
+            raise UserError(
+                f"{where}: {group.name} weighs each of its {len(sizes)} tasks alike (`weight_by_size: false`), whereas here each "
+                f"document weighs alike, and they have {min(sizes)} to {max(sizes)}; name its parts one by one"
+            )
+
+
 def _sampler(task: Task) -> Any:
     return task.sampler  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _settings(task: Task) -> dict[str, Any]:
     """What a task's YAML says, but where its data lies: what they are is told by the documents' hash."""
-    config = task.dump_config()
+    config = task.config.to_dict(keep_callable=True)
     return {
         key: value
         for key, value in config.items()
@@ -163,13 +179,30 @@ def _settings(task: Task) -> dict[str, Any]:
     }
 
 
-def _hash(rows: Iterator[Any] | Any) -> str:
-    """SHA-256 of rows as JSON; a function counts by its name, for its address is another each time."""
+def _hash(rows: Iterable[Any]) -> str:
+    """SHA-256 of rows as JSON, the same in every process."""
     content = hashlib.sha256()
     for row in rows:
-        content.update(
-            json.dumps(
-                row, ensure_ascii=False, default=lambda value: getattr(value, "__qualname__", str(value))
-            ).encode()
-        )
+        content.update(json.dumps(row, ensure_ascii=False, default=_plain).encode())
     return content.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: a function is where it lies and its text, and nothing is told by its address in memory."""
+    if isinstance(value, partial):
+        return {"function": value.func, "args": value.args, "keywords": value.keywords}
+    if isfunction(value):
+        # A module beside a task's YAML may have its whole path as its name, which is another on each machine.
+        module = re.split(r"[./]", value.__module__)[-1]
+        return {"module": module, "name": value.__qualname__, "text": _text(value)}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
+def _text(function: Callable[..., Any]) -> str | None:
+    """A function's source; None where there is none."""
+    try:
+        return getsource(function)
+    except OSError:
+        return None

@@ -9,7 +9,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from lape_ds.corpora import hub
 from lape_ds.corpora.hub import HubUnreachable, hub_identity, read_hub
-from lape_ds.errors import UserError
+from lape_ds.errors import NoText, UserError
 from lape_ds.languages import find_language
 from lape_ds.recipe import HubSource
 
@@ -43,7 +43,7 @@ class _Forbidden(OSError):
         ),
         (
             ValueError("BuilderConfig 'mlt-Latn' not found. Available: ['a']\nmore"),
-            r"not found. Available: \['a'\]$",
+            r"GlotCC-V1 \(mlt-Latn\) has no such config: no text of mlt_Latn; .*corpus\.per_language\.mlt_Latn",
         ),
         (
             DatasetNotFoundError("Revision 'v9' doesn't exist for dataset 'x/aggregated' on the Hub."),
@@ -69,6 +69,17 @@ def test_faults_of_the_hub(monkeypatch, error, said):
             ask()
         assert "\n" not in str(refusal.value)
         assert isinstance(refusal.value, HubUnreachable) == isinstance(error, ConnectionError)
+        assert isinstance(refusal.value, NoText) == isinstance(error, ValueError)
+
+
+def test_a_config_that_is_the_same_for_all_languages_is_a_mistake(monkeypatch):
+    def fail(*arguments, **settings):
+        raise ValueError("BuilderConfig 'mtl' not found. Available: ['a']\nmore")
+
+    monkeypatch.setattr(hub, "_builder", fail)
+    with pytest.raises(UserError, match=r"\(mtl\) cannot be read: .* Available: \['a'\]$") as refusal:
+        hub_identity(SOURCE.model_copy(update={"config": "mtl"}), MALTESE)
+    assert not isinstance(refusal.value, NoText)
 
 
 def test_identity_is_the_commit(monkeypatch):

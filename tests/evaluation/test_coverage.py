@@ -5,16 +5,24 @@ Tasks are built up to the download: that call alone is replaced, by rows in the 
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from lm_eval.api.task import Task
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.config.group import AggMetricConfig
 
 from lape_ds import benchmark_codes
 from lape_ds.errors import UserError
@@ -22,9 +30,17 @@ from lape_ds.evaluation.harness_tasks import all_tasks, default_metric
 from lape_ds.evaluation.lm import quiet_harness
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask, Suite, left_out, load_suite, plan, suite_names
-from lape_ds.evaluation.tasks import begin_drawing, build_task, task_settings
+from lape_ds.evaluation.tasks import (
+    _check_weights,
+    _plain,
+    _settings,
+    begin_drawing,
+    build_task,
+    task_settings,
+)
 from lape_ds.languages import all_languages, find_language
 from tests.evaluation import public_data
+from tests.processes import REPO
 
 TWELVE = "mt af is cy mk lv lt sl sk et ka ne".split()
 GROUPS = ("include", "global_mmlu", "mmlu_prox")  # of up to 57 tasks each
@@ -58,6 +74,8 @@ def check(planned: PlannedTask) -> None:
         assert "{{" not in str(request.args[1:])
     assert directions.keys() <= (task.aggregation() or {}).keys()
     assert len(task._filters) == 1
+    members = list(task.members.values()) if isinstance(task, PooledTask) else [task]
+    assert not re.search("0x[0-9a-f]{6}", json.dumps(list(map(_settings, members)), default=_plain))
     if planned.spec.random_baseline and task.OUTPUT_TYPE == "multiple_choice":
         sizes = {len([one for one in task.instances if one.doc_id == number]) for number in (0, 1)}
         if planned.title not in ("m_truthfulqa", "mela"):  # of any size; a correlation
@@ -297,6 +315,61 @@ def test_a_group_of_unlike_tasks_is_refused() -> None:
         PooledTask("both", [general["piqa"], general["gsm8k"]], where="suite task 'mine'")
 
 
+def bits(
+    tmp_path: Path, name: str, pattern: str, *, count: int, filtered: str = "strict"
+) -> ConfigurableTask:
+    """A task whose answers a pattern of its own finds."""
+    rows = tmp_path / f"{name}.jsonl"
+    rows.write_text('{"q": "?", "a": "yes"}\n' * count, encoding="utf-8")
+    pipeline = [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "filter_list": [{"name": filtered, "filter": pipeline}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    return ConfigurableTask(config=config)
+
+
+def test_a_pooled_answer_is_read_by_its_own_tasks_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    members = [bits(tmp_path, "one", "(yes)", count=2), bits(tmp_path, "two", "(no)", count=2)]
+    pooled = PooledTask("both", members, where="suite task 'mine'")
+    pooled.build_all_requests()
+    for instance in pooled.instances:
+        instance.resps = ["yes or no"]
+    pooled.apply_filters()
+    read = [instance.filtered_resps["strict"] for instance in pooled.instances]
+    assert read == ["yes", "no", "yes", "no"]
+    members[1] = bits(tmp_path, "three", "(no)", count=2, filtered="loose")
+    with pytest.raises(
+        UserError, match=r"one \(filter strict\) and three \(filter loose\); give it a filter"
+    ):
+        PooledTask("both", members, where="suite task 'mine'")
+
+
+def test_a_group_that_weighs_tasks_alike_is_refused_where_that_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    (one,) = plan(own_suite(tmp_path, "mine: {task: some, metric: exact_match, direction: higher}"), ["en"])
+    for count, weighted in ((2, False), (3, True), (3, False)):
+        group = Group("some", aggregate_metric_list=[AggMetricConfig("exact_match", weight_by_size=weighted)])
+        group.add(bits(tmp_path, "one", "(yes)", count=2))
+        group.add(bits(tmp_path, f"two{count}", "(no)", count=count))
+        refused = count == 3 and not weighted
+        said = r"'mine': some weighs each of its 2 tasks alike .*have 2 to 3; name its parts"
+        with pytest.raises(UserError, match=said) if refused else nullcontext():
+            _check_weights(group, one, "suite task 'mine'")
+
+
 def test_a_local_copy_stands_in_for_a_built_in_task_s_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,8 +412,51 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         assert "\n" not in str(caught.value)
 
 
+def settings_of(titles: Iterable[str]) -> dict[str, Any]:
+    """By title, in Estonian."""
+    suite = load_suite("monolingual")
+    planned = {one.title: one for one in plan(suite, ["et"])}
+    return {title: task_settings(planned[title], build_task(planned[title])) for title in titles}
+
+
+_OTHER_PROCESS = """
+import json, sys
+import datasets
+from lape_ds.evaluation.lm import quiet_harness
+from tests.evaluation import public_data
+from tests.evaluation.test_coverage import settings_of
+datasets.load_dataset = public_data.load_dataset
+with quiet_harness():
+    print(json.dumps(settings_of(sys.argv[1:])))
+"""
+
+
+def test_settings_are_the_same_in_another_process() -> None:
+    """Also where the harness has a function of which some arguments are given, which it tells by its address."""
+    titles = ["xcopa", "include"]
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHER_PROCESS, *titles],
+        cwd=REPO,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(settings_of(titles)))
+
+
+def test_settings_tell_which_function_and_arguments_a_task_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = (one for one in plan(load_suite("monolingual"), ["et"]) if one.title == "xcopa")
+    task = build_task(one)
+    first = task_settings(one, task)["task_sha256"]
+    given: Any = task.get_config("doc_to_text")
+    assert isinstance(given, partial)
+    monkeypatch.setitem(given.keywords, "connector", {"cause": "sest", "effect": "seega"})
+    other = task_settings(one, task)["task_sha256"]
+    monkeypatch.setattr(task.config, "doc_to_text", settings_of)
+    assert len({first, other, task_settings(one, task)["task_sha256"]}) == 3
+
+
 def test_settings_tell_what_decides_a_number(tmp_path: Path) -> None:
-    """And nothing that differs from process to process."""
     one = {one.title: one for one in plan(load_suite("general"), ["en"])}["hellaswag"]
     settings = task_settings(one, build_task(one))
     assert settings == task_settings(one, build_task(one))

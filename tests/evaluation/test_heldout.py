@@ -6,15 +6,18 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from lm_eval.evaluator import evaluate as run_harness
 
 from lape_ds.corpora.cldr import sample_records
+from lape_ds.corpora.hub import HubUnreachable
 from lape_ds.corpora.splitting import text_keys
 from lape_ds.errors import UserError
 from lape_ds.evaluation.heldout import TASK, documents, with_heldout
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
+from lape_ds.evaluation.prefetch import _ask, _Needs
 from lape_ds.evaluation.serving import ServedModel
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import build_task
@@ -156,6 +159,30 @@ def test_a_language_without_text_is_left_out_with_the_reason(
         given = with_heldout(heldout_tasks("fao", "mlt"), recipe, tmp_path)
     assert [one.language for one in given] == ["mlt_Latn"]
     assert f"of fao_Latn is left out: corpus.source.path: no such file or folder: {tmp_path}" in caplog.text
+
+
+def test_text_that_cannot_be_had_fails_its_own_task(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A wrong path for all languages, a gated data set, a hub out of reach, a disk that takes nothing."""
+    source = f"{{kind: files, path: '{tmp_path}/nowhere.jsonl'}}"
+    wrong = recipe_of(tiny_recipe, f"corpus.per_language={{cy: {source}}}")
+    planned = [*heldout_tasks("cym"), *plan(SUITE, ["mlt"])]
+    given = with_heldout(planned, wrong, tmp_path)
+    assert len(given) == len(planned)
+    with pytest.raises(UserError, match=r"^corpus\.source\.path: no such file or folder"), quiet_harness():
+        build_task(given[0])
+    (tmp_path / "heldout").rename(tmp_path / "moved")
+    (tmp_path / "heldout").touch()
+    for error in (None, UserError("is gated"), HubUnreachable("cannot reach hub")):
+        if error is not None:
+            monkeypatch.setattr("lape_ds.evaluation.heldout.heldout_text", Mock(side_effect=error))
+        (one,) = with_heldout(heldout_tasks("mlt"), recipe_of(tiny_recipe), tmp_path)
+        with pytest.raises(UserError, match=str(error or "^cannot write .*heldout")), quiet_harness():
+            build_task(one)
+        (missing,) = [fault for _, fault in _ask(_Needs({}, [one], recipe_of(tiny_recipe), tmp_path))]
+        assert str(error or "cannot write") in str(missing)
+    assert "left out" not in caplog.text
 
 
 def test_models_alone_are_told_how_to_give_text(tmp_path: Path):
