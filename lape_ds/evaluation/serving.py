@@ -25,6 +25,8 @@ from lape_ds.evaluation.lm import LocalModel, ModelSettings, ModelSource, load_h
 from lape_ds.model.loading import fingerprint
 from lape_ds.training import ranks
 
+_MOST_TOGETHER = 16  # requests of one context
+
 Arguments = tuple[Any, ...]  # of one request, as the harness gives them
 
 
@@ -246,6 +248,7 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
     """Which requests each rank answers, as numbers: about equal lengths of text, the longest first.
 
     Requests of one context stay together, next to each other: the harness runs one row for all continuations of a single token.
+    At most so many as a question may have choices: there are tasks in which all documents have one context, an empty one.
 
     Args:
         requests: Their arguments; the first is the context, or the text.
@@ -258,7 +261,11 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
     def length(number: int) -> int:
         return sum(len(argument) for argument in requests[number] if isinstance(argument, str))
 
-    longest_first = sorted(contexts.values(), key=lambda numbers: -max(map(length, numbers)))
+    together: list[list[int]] = []
+    for of_context in contexts.values():
+        of_context.sort(key=length, reverse=True)
+        together += [of_context[n : n + _MOST_TOGETHER] for n in range(0, len(of_context), _MOST_TOGETHER)]
+    longest_first = sorted(together, key=lambda numbers: -length(numbers[0]))
     shares: list[list[int]] = [[] for _ in range(num_shares)]
     loads = [(0, share) for share in range(num_shares)]  # a heap
     for numbers in longest_first:
@@ -269,10 +276,11 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
 
 
 def _pieces(share: Sequence[Arguments], size: int) -> Iterator[list[Arguments]]:
-    """The share in about so many requests at a time, without parting a context's."""
+    """The share in about so many requests at a time, without parting those of a context that are to stay together."""
     piece: list[Arguments] = []
     for arguments in share:
-        if len(piece) >= size and arguments[0] != piece[-1][0]:
+        ended = piece and arguments[0] != piece[-1][0]
+        if len(piece) >= size and (ended or len(piece) >= size + _MOST_TOGETHER):
             yield piece
             piece = []
         piece.append(arguments)
