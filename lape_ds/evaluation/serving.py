@@ -46,26 +46,36 @@ class TasksFailed(UserError):
 class _Load:
     source: ModelSource
     settings: ModelSettings
-    fingerprint: str
+    weights: str
 
+    def message(self) -> dict[str, Any]:
+        pack = self.source.pack
+        source = vars(self.source) | {"pack": None if pack is None else str(pack)}
+        return {"load": source, "settings": vars(self.settings), "weights": self.weights}
 
-@dataclass(frozen=True)
-class _Ask:
-    method: str
-    share: list[Arguments]
-
-
-@dataclass(frozen=True)
-class _End:
-    code: int
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> _Load:
+        source = message["load"]
+        pack = None if source["pack"] is None else Path(source["pack"])
+        return cls(
+            ModelSource(**source | {"pack": pack}),
+            ModelSettings(**message["settings"]),
+            message["weights"],
+        )
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """What a rank sends while it answers: the next answers of its share, or why there are none."""
+    """What a rank sends while it answers: the next answers of its share, or why there are none. Of a loading: no answers."""
 
     answers: list[Any]
     failure: tuple[str, str] | None = None  # text, traceback
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> _Reply:
+        answers = [tuple(one) if isinstance(one, list) else one for one in message["answers"]]
+        failure = message["failure"]
+        return cls(answers, None if failure is None else tuple(failure))
 
 
 class ServedModel(LM):
@@ -96,7 +106,8 @@ class ServedModel(LM):
         # Any other error ends the other ranks by the heartbeat.
         if kind is None or issubclass(kind, TasksFailed):
             for other in self._others:
-                other.send(_End(0 if kind is None else 2))
+                other.send({"end": 0 if kind is None else 2})
+                other.close()
 
     def load(self, source: ModelSource, settings: ModelSettings, *, weights: str) -> None:
         """Has every rank load a model in the place of the one before.
@@ -111,7 +122,7 @@ class ServedModel(LM):
         """
         self._model = None  # its memory, before the next one's
         for other in self._others:
-            other.send(_Load(source, settings, weights))
+            other.send(_Load(source, settings, weights).message())
         self._model = load_harness_model(source, settings, weights=weights)
         for other in self._others:
             other.receive()
@@ -133,7 +144,7 @@ class ServedModel(LM):
         arguments = [request.args for request in requests]
         shares = divide(arguments, 1 + len(self._others))
         for other, share in zip(self._others, shares[1:], strict=True):
-            other.send(_Ask(method, [arguments[number] for number in share]))
+            other.send({"ask": method, "share": [arguments[number] for number in share]})
         collected = _Collected(self._others, [len(share) for share in shares], self.advance)
         for reply in _replies(self._model, method, [arguments[number] for number in shares[0]]):
             collected.add(0, reply)
@@ -173,7 +184,7 @@ class _Collected:
         """
         while self._open and (came := ready(list(self._open.values()), timeout)):
             for channel in came:
-                self.add(channel.rank, channel.receive())
+                self.add(channel.rank, _Reply.of(channel.receive()))
         if timeout is None and self._failures:
             raise RequestsFailed(*self._failures[0])
 
@@ -191,17 +202,19 @@ def serve() -> int:
     with quiet_harness():
         while True:
             match first.receive():
-                case _End(code):
+                case {"end": code}:
+                    first.close()
                     return code
-                case _Load(source, settings, weights):
+                case {"load": _} as message:
                     model = None
-                    _check_same_weights(source, weights)
-                    model = load_harness_model(source, settings, weights=weights)
+                    wanted = _Load.of(message)
+                    _check_same_weights(wanted.source, wanted.weights)
+                    model = load_harness_model(wanted.source, wanted.settings, weights=wanted.weights)
                     first.send(None)
-                case _Ask(method, share):
+                case {"ask": method, "share": share}:
                     assert model is not None
-                    for reply in _replies(model, method, share):
-                        first.send(reply)
+                    for reply in _replies(model, method, [tuple(arguments) for arguments in share]):
+                        first.send(vars(reply))
 
 
 def _check_same_weights(source: ModelSource, expected: str) -> None:
