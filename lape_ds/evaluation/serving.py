@@ -25,6 +25,8 @@ from lape_ds.evaluation.lm import LocalModel, ModelSettings, ModelSource, load_h
 from lape_ds.model.loading import fingerprint
 from lape_ds.training import ranks
 
+_MOST_TOGETHER = 16  # requests of one context
+
 Arguments = tuple[Any, ...]  # of one request, as the harness gives them
 
 
@@ -44,27 +46,37 @@ class TasksFailed(UserError):
 class _Load:
     source: ModelSource
     settings: ModelSettings
-    fingerprint: str
+    weights: str
 
+    def message(self) -> dict[str, Any]:
+        pack = self.source.pack
+        source = vars(self.source) | {"pack": None if pack is None else str(pack)}
+        return {"load": source, "settings": vars(self.settings), "weights": self.weights}
 
-@dataclass(frozen=True)
-class _Ask:
-    method: str
-    share: list[Arguments]
-
-
-@dataclass(frozen=True)
-class _End:
-    code: int
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> _Load:
+        source = message["load"]
+        pack = None if source["pack"] is None else Path(source["pack"])
+        return cls(
+            ModelSource(**source | {"pack": pack}),
+            ModelSettings(**message["settings"]),
+            message["weights"],
+        )
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """What a rank sends while it answers: the next answers of its share, or why there are none."""
+    """What a rank sends while it answers: the next answers of its share, or why there are none. Of a loading: no answers."""
 
     answers: list[Any]
     failure: tuple[str, str] | None = None  # text, traceback
     num_truncated: int = 0
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> _Reply:
+        answers = [tuple(one) if isinstance(one, list) else one for one in message["answers"]]
+        failure = message["failure"]
+        return cls(answers, None if failure is None else tuple(failure))
 
 
 class ServedModel(LM):
@@ -96,7 +108,8 @@ class ServedModel(LM):
         # Any other error ends the other ranks by the heartbeat.
         if kind is None or issubclass(kind, TasksFailed):
             for other in self._others:
-                other.send(_End(0 if kind is None else 2))
+                other.send({"end": 0 if kind is None else 2})
+                other.close()
 
     def load(self, source: ModelSource, settings: ModelSettings, *, weights: str) -> None:
         """Has every rank load a model in the place of the one before.
@@ -111,7 +124,7 @@ class ServedModel(LM):
         """
         self._model = None  # its memory, before the next one's
         for other in self._others:
-            other.send(_Load(source, settings, weights))
+            other.send(_Load(source, settings, weights).message())
         self._model = load_harness_model(source, settings, weights=weights)
         for other in self._others:
             other.receive()
@@ -133,7 +146,7 @@ class ServedModel(LM):
         arguments = [request.args for request in requests]
         shares = divide(arguments, 1 + len(self._others))
         for other, share in zip(self._others, shares[1:], strict=True):
-            other.send(_Ask(method, [arguments[number] for number in share]))
+            other.send({"ask": method, "share": [arguments[number] for number in share]})
         collected = _Collected(self._others, [len(share) for share in shares], self.advance)
         for reply in _replies(self._model, method, [arguments[number] for number in shares[0]]):
             collected.add(0, reply)
@@ -176,7 +189,7 @@ class _Collected:
         """
         while self._open and (came := ready(list(self._open.values()), timeout)):
             for channel in came:
-                self.add(channel.rank, channel.receive())
+                self.add(channel.rank, _Reply.of(channel.receive()))
         if timeout is None and self._failures:
             raise RequestsFailed(*self._failures[0])
 
@@ -194,17 +207,19 @@ def serve() -> int:
     with quiet_harness():
         while True:
             match first.receive():
-                case _End(code):
+                case {"end": code}:
+                    first.close()
                     return code
-                case _Load(source, settings, weights):
+                case {"load": _} as message:
                     model = None
-                    _check_same_weights(source, weights)
-                    model = load_harness_model(source, settings, weights=weights)
+                    wanted = _Load.of(message)
+                    _check_same_weights(wanted.source, wanted.weights)
+                    model = load_harness_model(wanted.source, wanted.settings, weights=wanted.weights)
                     first.send(None)
-                case _Ask(method, share):
+                case {"ask": method, "share": share}:
                     assert model is not None
-                    for reply in _replies(model, method, share):
-                        first.send(reply)
+                    for reply in _replies(model, method, [tuple(arguments) for arguments in share]):
+                        first.send(vars(reply))
 
 
 def _check_same_weights(source: ModelSource, expected: str) -> None:
@@ -252,6 +267,7 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
     """Which requests each rank answers, as numbers: about equal lengths of text, the longest first.
 
     Requests of one context stay together, next to each other: the harness runs one row for all continuations of a single token.
+    At most so many as a question may have choices: there are tasks in which all documents have one context, an empty one.
 
     Args:
         requests: Their arguments; the first is the context, or the text.
@@ -264,7 +280,11 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
     def length(number: int) -> int:
         return sum(len(argument) for argument in requests[number] if isinstance(argument, str))
 
-    longest_first = sorted(contexts.values(), key=lambda numbers: -max(map(length, numbers)))
+    together: list[list[int]] = []
+    for of_context in contexts.values():
+        of_context.sort(key=length, reverse=True)
+        together += [of_context[n : n + _MOST_TOGETHER] for n in range(0, len(of_context), _MOST_TOGETHER)]
+    longest_first = sorted(together, key=lambda numbers: -length(numbers[0]))
     shares: list[list[int]] = [[] for _ in range(num_shares)]
     loads = [(0, share) for share in range(num_shares)]  # a heap
     for numbers in longest_first:
@@ -275,10 +295,11 @@ def divide(requests: Sequence[Arguments], num_shares: int) -> list[list[int]]:
 
 
 def _pieces(share: Sequence[Arguments], size: int) -> Iterator[list[Arguments]]:
-    """The share in about so many requests at a time, without parting a context's."""
+    """The share in about so many requests at a time, without parting those of a context that are to stay together."""
     piece: list[Arguments] = []
     for arguments in share:
-        if len(piece) >= size and arguments[0] != piece[-1][0]:
+        ended = piece and arguments[0] != piece[-1][0]
+        if len(piece) >= size and (ended or len(piece) >= size + _MOST_TOGETHER):
             yield piece
             piece = []
         piece.append(arguments)

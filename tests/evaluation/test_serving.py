@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.evaluation import lm
 from lape_ds.evaluation.lm import ModelSettings, ModelSource
-from lape_ds.evaluation.serving import RequestsFailed, ServedModel, divide, serve
+from lape_ds.evaluation.serving import RequestsFailed, ServedModel, _pieces, divide, serve
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint
 from tests.evaluation.conftest import MAX_LENGTH
@@ -124,6 +124,19 @@ def test_every_request_is_in_one_share_and_contexts_stay_together(num_shares: in
     assert max(loads) - min(loads) <= max(count * (len(context) + 8) for context, count in of_context.items())
     if num_shares <= len(of_context):
         assert all(shares)
+
+
+def test_requests_that_all_have_one_context_are_divided():
+    """As where a benchmark's documents are whole sentences, after nothing."""
+    requests: list[tuple[Any, ...]] = [("", "x" * (number % 90)) for number in range(1000)]
+    shares = divide(requests, 4)
+    assert Counter(number for share in shares for number in share) == Counter(range(1000))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 32
+    loads = [sum(len(requests[number][1]) for number in share) for share in shares]
+    assert max(loads) - min(loads) <= 16 * 90
+    pieces = list(_pieces([requests[number] for number in shares[0]], 8))
+    assert [one for piece in pieces for one in piece] == [requests[number] for number in shares[0]]
+    assert max(map(len, pieces)) <= 8 + 16
 
 
 def test_two_ranks_answer_as_one_does_with_another_batch_size(model_folder: Path, tmp_path: Path):
