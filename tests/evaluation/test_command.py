@@ -156,6 +156,27 @@ def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Pa
     assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
 
 
+def test_two_runs_of_one_name_that_are_not_exported_are_two_models(
+    recipe: Path, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = [tmp_path / name / "train" / "subnetwork" for name in ("a", "b")]
+    for run in runs:
+        run.mkdir(parents=True)
+        shutil.copy(recipe, run / "recipe.yaml")
+
+    def made(run: Path) -> Pack:
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        vectors: Vectors = {0: {"up_proj": torch.full((1, 2), float(runs.index(run)))}}
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    base, *found = named_models([str(run) for run in runs], [], packs_dir=tmp_path / "packs")
+    assert (base.label, base.pack) == ("base", None)
+    assert [source.label for source in found] == ["subnetwork", "train-subnetwork"]
+    values = [Pack.load(source.pack).new[0]["up_proj"][0, 0].item() for source in found if source.pack]
+    assert values == [0.0, 1.0]
+
+
 def test_a_language_pack_is_measured_as_the_exported_model(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
