@@ -126,6 +126,8 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
     path.write_text(json.dumps(own), encoding="utf-8")
     results = measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
     assert len(results["base"]) == 4
+    of_both = {name for name, one in results["base"].items() if one.suites == ["quickstart", "own"]}
+    assert of_both == {"cldr_topic_mlt_Latn", "cldr_cloze_mlt_Latn"}
     captured = capsys.readouterr()
     assert (
         captured.out.index("quickstart suite")
@@ -138,12 +140,15 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
         f"results and samples: {folder}",
         f"what is significant: lape-ds compare {folder}/base {folder}/subnetwork {folder}/random-seed0",
     ]
-    own["tasks"]["named"]["num_fewshot"] = 2
-    path.write_text(json.dumps(own), encoding="utf-8")
-    with pytest.raises(
-        UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
-    ):
-        measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+    again = measured(str(recipe), suites=[str(path)], languages=["mlt"], limit=1)
+    assert again["base"]["cldr_topic_mlt_Latn"].suites == ["quickstart", "own"]
+    for change in ({"num_fewshot": 2}, {"filter": "another"}):
+        other = own | {"tasks": {"named": own["tasks"]["named"] | change}}
+        path.write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(
+            UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
+        ):
+            measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
 
 
 def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Path):
