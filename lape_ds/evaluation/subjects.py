@@ -46,8 +46,8 @@ def _named_by(target: str, overrides: Sequence[str], packs_dir: Path) -> list[tu
     if path.suffix == ".safetensors":
         pack = Pack.load(path)
         place = path.parent.resolve() if path.name == "pack.safetensors" else path.with_suffix("")
-        base = ModelSource("base", pack.base_model)
-        return [(base, Path(base.path)), (ModelSource(place.name, base.path, pack=path), place)]
+        base = ModelSource("base", pack.base_model, pack.base_revision)
+        return [(base, Path(base.path)), (ModelSource(place.name, base.path, base.revision, path), place)]
     found = recipe_path(target)
     if found is None:
         return [(ModelSource(_place(target).name, target), _place(target))]

@@ -182,6 +182,19 @@ def test_two_runs_of_one_name_that_are_not_exported_are_two_models(
     assert values == [0.0, 1.0]
 
 
+def test_a_pack_is_measured_on_the_revision_that_it_was_made_on(tmp_path: Path):
+    vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+    neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+    for revision in ("v1", None):
+        path = tmp_path / "run" / "pack.safetensors"
+        Pack(neurons, vectors, vectors, "ab", "org/model", (), {}, revision).save(path)
+        found = named_models([str(path)], [], packs_dir=tmp_path)
+        assert [(one.label, one.path, one.revision, one.pack) for one in found] == [
+            ("base", "org/model", revision, None),
+            ("run", "org/model", revision, path),
+        ]
+
+
 def test_a_language_pack_is_measured_as_the_exported_model(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
