@@ -177,9 +177,34 @@ def test_two_runs_of_one_name_that_are_not_exported_are_two_models(
     monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
     base, *found = named_models([str(run) for run in runs], [], packs_dir=tmp_path / "packs")
     assert (base.label, base.pack) == ("base", None)
-    assert [source.label for source in found] == ["subnetwork", "train-subnetwork"]
+    assert [source.label for source in found] == ["subnetwork", "b-subnetwork"]
     values = [Pack.load(source.pack).new[0]["up_proj"][0, 0].item() for source in found if source.pack]
     assert values == [0.0, 1.0]
+
+
+def test_a_recipe_means_its_runs_that_are_not_exported_too(
+    recipe: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    runs = tmp_path / "runs" / "train"
+    shutil.copytree(runs / "unfinished", runs / "lora")
+
+    def made(run: Path) -> Pack:
+        if run.name == "lora":
+            raise UserError("it changes whole weight matrices")
+        vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    found = named_models([str(recipe)], [], packs_dir=tmp_path)
+    assert [one.label for one in found] == ["base", "subnetwork", "unfinished", "random-seed0"]
+    assert [one.pack is not None for one in found] == [False, False, True, False]
+    told = "left out: lora, which is not exported: it changes whole weight matrices\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_pack_is_measured_on_the_revision_that_it_was_made_on(tmp_path: Path):
