@@ -246,7 +246,8 @@ def _stored(folder: Path, planned: PlannedTask, settings: Mapping[str, Any]) -> 
     found = read_result(folder, planned.name)
     if found is None or found.settings != settings or planned.spec.metric not in found.scores:
         return None
-    read = replace(found, **_reading(planned))
+    suites = list(dict.fromkeys([*found.suites, *planned.suites]))  # another suite has it, too
+    read = replace(found, **_reading(planned) | {"suites": suites})
     if read != found:
         rewrite_result(folder, read)
     return read
@@ -319,6 +320,7 @@ def _reading(planned: PlannedTask) -> dict[str, Any]:
         "metric": spec.metric,
         "direction": spec.direction,
         "random_baseline": spec.random_baseline,
+        "suites": list(planned.suites),
     }
 
 

@@ -126,6 +126,8 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
     path.write_text(json.dumps(own), encoding="utf-8")
     results = measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
     assert len(results["base"]) == 4
+    of_both = {name for name, one in results["base"].items() if one.suites == ["quickstart", "own"]}
+    assert of_both == {"cldr_topic_mlt_Latn", "cldr_cloze_mlt_Latn"}
     captured = capsys.readouterr()
     assert (
         captured.out.index("quickstart suite")
@@ -138,12 +140,15 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
         f"results and samples: {folder}",
         f"what is significant: lape-ds compare {folder}/base {folder}/subnetwork {folder}/random-seed0",
     ]
-    own["tasks"]["named"]["num_fewshot"] = 2
-    path.write_text(json.dumps(own), encoding="utf-8")
-    with pytest.raises(
-        UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
-    ):
-        measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+    again = measured(str(recipe), suites=[str(path)], languages=["mlt"], limit=1)
+    assert again["base"]["cldr_topic_mlt_Latn"].suites == ["quickstart", "own"]
+    for change in ({"num_fewshot": 2}, {"filter": "another"}):
+        other = own | {"tasks": {"named": own["tasks"]["named"] | change}}
+        path.write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(
+            UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
+        ):
+            measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
 
 
 def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Path):
@@ -154,6 +159,65 @@ def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Pa
     run = tmp_path / "runs" / "train" / "subnetwork"
     found = named_models([*folders, folders[0], f"{run}/model", str(run)], [], packs_dir=tmp_path)
     assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
+
+
+def test_two_runs_of_one_name_that_are_not_exported_are_two_models(
+    recipe: Path, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = [tmp_path / name / "train" / "subnetwork" for name in ("a", "b")]
+    for run in runs:
+        run.mkdir(parents=True)
+        shutil.copy(recipe, run / "recipe.yaml")
+
+    def made(run: Path) -> Pack:
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        vectors: Vectors = {0: {"up_proj": torch.full((1, 2), float(runs.index(run)))}}
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    base, *found = named_models([str(run) for run in runs], [], packs_dir=tmp_path / "packs")
+    assert (base.label, base.pack) == ("base", None)
+    assert [source.label for source in found] == ["subnetwork", "b-subnetwork"]
+    values = [Pack.load(source.pack).new[0]["up_proj"][0, 0].item() for source in found if source.pack]
+    assert values == [0.0, 1.0]
+
+
+def test_a_recipe_means_its_runs_that_are_not_exported_too(
+    recipe: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    runs = tmp_path / "runs" / "train"
+    shutil.copytree(runs / "unfinished", runs / "lora")
+
+    def made(run: Path) -> Pack:
+        if run.name == "lora":
+            raise UserError("it changes whole weight matrices")
+        vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    found = named_models([str(recipe)], [], packs_dir=tmp_path)
+    assert [one.label for one in found] == ["base", "subnetwork", "unfinished", "random-seed0"]
+    assert [one.pack is not None for one in found] == [False, False, True, False]
+    told = "left out: lora, which is not exported: it changes whole weight matrices\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_pack_is_measured_on_the_revision_that_it_was_made_on(tmp_path: Path):
+    vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+    neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+    for revision in ("v1", None):
+        path = tmp_path / "run" / "pack.safetensors"
+        Pack(neurons, vectors, vectors, "ab", "org/model", (), {}, revision).save(path)
+        found = named_models([str(path)], [], packs_dir=tmp_path)
+        assert [(one.label, one.path, one.revision, one.pack) for one in found] == [
+            ("base", "org/model", revision, None),
+            ("run", "org/model", revision, path),
+        ]
 
 
 def test_a_language_pack_is_measured_as_the_exported_model(
