@@ -259,7 +259,7 @@ def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: 
         assert same.verdict == "no difference shown"
     bits = next(row for row in found.tasks if row.title == "bits_per_byte").models["other"]
     assert bits.estimate.half_width
-    assert [(row.name, len(row.tasks)) for row in found.means] == [("mean accuracy, mlt_Latn", 3)]
+    assert [(row.name, len(row.tasks)) for row in found.means] == [("mean accuracy, quickstart, mlt_Latn", 3)]
     show(found, Console(file=io.StringIO()))
 
     evaluate({"base": model_folder}, suite="quickstart", languages=["mlt"], output_dir=tmp_path, limit=12)
