@@ -224,8 +224,7 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
         name: found for name in run.tasks if (found := _stored(folder, run.tasks[name][0], wanted[name]))
     }
     missing = [name for name in run.tasks if name not in results]
-    if missing:
-        run.model.load(source, run.settings, weights=common["model_fingerprint"])
+    if missing and _loads(source, common["model_fingerprint"], missing, run, measured):
         sizes = {name: _num_documents(run.tasks[name][1], run.limit) for name in missing}
         with Progress(f"evaluating {source.label}", total=sum(sizes.values()), unit="documents") as bar:
             for number, name in enumerate(missing, start=1):
@@ -239,6 +238,21 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
                     results[name] = found
                 bar.advance(ends_at - bar.done, note=shown)
     measured.results[source.label] = {name: results[name] for name in run.tasks if name in results}
+
+
+def _loads(source: ModelSource, weights: str, missing: Sequence[str], run: _Run, measured: Measured) -> bool:
+    """Whether the model can be loaded; if not, that is told, and its tasks have failed."""
+    errors = run.output_dir / source.label / "errors" / "loading.txt"
+    try:
+        run.model.load(source, run.settings, weights=weights)
+    except RequestsFailed as error:
+        with told_if_unwritable(str(errors), kept="finished tasks"):
+            write_text(errors, error.trace)
+        measured.failures |= {(source.label, name): f"cannot be loaded: {error}" for name in missing}
+        tell_error(f"{source.label} cannot be loaded: {error} (where: {errors})")
+        return False
+    errors.unlink(missing_ok=True)
+    return True
 
 
 def _stored(folder: Path, planned: PlannedTask, settings: Mapping[str, Any]) -> TaskResult | None:

@@ -96,6 +96,7 @@ class ServedModel(LM):
         self.num_truncated = 0  # requests whose beginning the model could not take, since this was set to 0
         self._model: LocalModel | None = None
         self._others: list[Channel] = []
+        self._collected = _Collected([])
 
     def __enter__(self) -> Self:
         if ranks.world_size() > 1:
@@ -107,6 +108,7 @@ class ServedModel(LM):
     ) -> None:
         # Any other error ends the other ranks by the heartbeat.
         if kind is None or issubclass(kind, TasksFailed):
+            self._collected.take_all()
             for other in self._others:
                 other.send({"end": 0 if kind is None else 2})
                 other.close()
@@ -120,14 +122,18 @@ class ServedModel(LM):
             weights: Fingerprint that its folder must have on every host.
 
         Raises:
-            UserError: It cannot be loaded here. A rank that cannot load it ends all.
+            RequestsFailed: A rank cannot load it. All are ready for another one.
         """
         self._model = None  # its memory, before the next one's
+        self._collected.take_all()
         for other in self._others:
             other.send(_Load(source, settings, weights).message())
-        self._model = load_harness_model(source, settings, weights=weights)
-        for other in self._others:
-            other.receive()
+        self._model, reply = _loaded(source, settings, weights)
+        replies = [reply, *(_Reply.of(other.receive()) for other in self._others)]
+        failures = [reply.failure for reply in replies if reply.failure is not None]
+        if failures:
+            self._model = None
+            raise RequestsFailed(*failures[0])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -145,13 +151,17 @@ class ServedModel(LM):
         assert self._model is not None
         arguments = [request.args for request in requests]
         shares = divide(arguments, 1 + len(self._others))
+        # Where the requests before were broken off: their answers would be taken for these ones', or fill the lines.
+        self._collected.take_all()
+        collected = self._collected = _Collected([len(share) for share in shares])
         for other, share in zip(self._others, shares[1:], strict=True):
-            other.send({"ask": method, "share": [arguments[number] for number in share]})
-        collected = _Collected(self._others, [len(share) for share in shares], self.advance)
+            collected.ask(other, method, [arguments[number] for number in share])
         for reply in _replies(self._model, method, [arguments[number] for number in shares[0]]):
-            collected.add(0, reply)
-            collected.take(0.0)
-        collected.take(None)
+            for count in (collected.add(0, reply), *collected.take(0.0)):
+                self.advance(count / len(requests))
+        for count in collected.take(None):
+            self.advance(count / len(requests))
+        collected.check()
         self.num_truncated += collected.num_truncated
         answers: list[Any] = [None] * len(requests)
         for share, given in zip(shares, collected.answers, strict=True):
@@ -163,34 +173,46 @@ class ServedModel(LM):
 class _Collected:
     """The answers of all ranks to their shares, as they come."""
 
-    def __init__(
-        self, others: Sequence[Channel], sizes: Sequence[int], advance: Callable[[float], None]
-    ) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         self.answers: list[list[Any]] = [[] for _ in sizes]
         self.num_truncated = 0
-        self._sizes, self._advance = sizes, advance
+        self._sizes = sizes
         self._failures: list[tuple[str, str]] = []
-        self._open = {other.rank: other for other in others if sizes[other.rank]}
+        self._open: dict[int, Channel] = {}  # ranks that have not answered all
 
-    def add(self, rank: int, reply: _Reply) -> None:
+    def ask(self, other: Channel, method: str, share: Sequence[Arguments]) -> None:
+        """Sends a rank its share."""
+        if share:
+            other.send({"ask": method, "share": share})
+            self._open[other.rank] = other
+
+    def add(self, rank: int, reply: _Reply) -> int:
+        """Keeps a reply and tells how many answers it has."""
         self.answers[rank] += reply.answers
         self.num_truncated += reply.num_truncated
-        self._advance(len(reply.answers) / sum(self._sizes))
         if reply.failure is not None:
             self._failures.append(reply.failure)
         if reply.failure is not None or len(self.answers[rank]) == self._sizes[rank]:
             self._open.pop(rank, None)
+        return len(reply.answers)
 
-    def take(self, timeout: float | None) -> None:
-        """What has come; with None, all that is to come.
+    def take(self, timeout: float | None) -> Iterator[int]:
+        """What has come, as numbers of answers; with None, all that is to come."""
+        while self._open and (came := ready(list(self._open.values()), timeout)):
+            yield sum(self.add(channel.rank, _Reply.of(channel.receive())) for channel in came)
+
+    def take_all(self) -> None:
+        """All that is to come."""
+        for _ in self.take(None):
+            pass
+
+    def check(self) -> None:
+        """Raises where a rank could not answer.
 
         Raises:
-            RequestsFailed: A rank could not answer; with None only, when none is answering any more.
+            RequestsFailed: With the first one's reason.
         """
-        while self._open and (came := ready(list(self._open.values()), timeout)):
-            for channel in came:
-                self.add(channel.rank, _Reply.of(channel.receive()))
-        if timeout is None and self._failures:
+        if self._failures:
             raise RequestsFailed(*self._failures[0])
 
 
@@ -199,9 +221,6 @@ def serve() -> int:
 
     Returns:
         The exit code.
-
-    Raises:
-        UserError: A model cannot be loaded here, or is another one than on the first rank's host.
     """
     first, model = reach_first(), None
     with quiet_harness():
@@ -213,18 +232,26 @@ def serve() -> int:
                 case {"load": _} as message:
                     model = None
                     wanted = _Load.of(message)
-                    _check_same_weights(wanted.source, wanted.weights)
-                    model = load_harness_model(wanted.source, wanted.settings, weights=wanted.weights)
-                    first.send(None)
+                    model, reply = _loaded(wanted.source, wanted.settings, wanted.weights)
+                    first.send(vars(reply))
                 case {"ask": method, "share": share}:
                     assert model is not None
                     for reply in _replies(model, method, [tuple(arguments) for arguments in share]):
                         first.send(vars(reply))
 
 
+def _loaded(source: ModelSource, settings: ModelSettings, weights: str) -> tuple[LocalModel | None, _Reply]:
+    """A model, or why there is none."""
+    try:
+        _check_same_weights(source, weights)
+        return load_harness_model(source, settings, weights=weights), _Reply([])
+    except Exception as error:  # of any kind, from the libraries: the first rank tells it as the model's
+        return None, _failed(error)
+
+
 def _check_same_weights(source: ModelSource, expected: str) -> None:
     """One rank of each other host reads its copy: two hosts with unlike ones would give one score."""
-    if ranks.ranks_here() < ranks.world_size() and ranks.local_rank() == 0:
+    if ranks.rank() > 0 and ranks.ranks_here() < ranks.world_size() and ranks.local_rank() == 0:
         folder = source.folder()
         if fingerprint(folder) != expected:
             raise UserError(
@@ -243,12 +270,17 @@ def _replies(model: LocalModel, method: str, share: Sequence[Arguments]) -> Iter
         except (
             Exception
         ) as error:  # of any kind, from the harness or the model: the first rank tells it as the task's
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # of what did not fit
-            where = f"rank {ranks.rank()} on {socket.gethostname()}: " if ranks.world_size() > 1 else ""
-            yield _Reply([], (f"{where}{told(error)}", traceback.format_exc()))
+            yield _failed(error)
             return
         yield _Reply(answers, num_truncated=model.num_truncated - before)
+
+
+def _failed(error: Exception) -> _Reply:
+    """To be called where it is handled."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of what did not fit
+    where = f"rank {ranks.rank()} on {socket.gethostname()}: " if ranks.world_size() > 1 else ""
+    return _Reply([], (f"{where}{told(error)}", traceback.format_exc()))
 
 
 def told(error: BaseException) -> str:

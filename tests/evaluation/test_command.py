@@ -15,6 +15,7 @@ from lape_ds.errors import UserError
 from lape_ds.evaluation.command import evaluate_command
 from lape_ds.evaluation.harness import Results
 from lape_ds.evaluation.request import EvalRequest
+from lape_ds.evaluation.serving import TasksFailed
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
@@ -248,8 +249,13 @@ def test_a_language_pack_is_measured_as_the_exported_model(
     pack.revert(model)
     path.unlink()
     Pack(neurons, base, new, fingerprint(exported), str(model_folder), ("mlt_Latn",), {}).save(path)
-    with pytest.raises(UserError, match="the language pack is of another base model"):
-        measured(str(path), **options)
+    capsys.readouterr()
+    with pytest.raises(TasksFailed, match=r"4 of 12 tasks failed \(run: "):
+        measured(str(path), str(exported), **options)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, "of the model, not of each task"
+    assert errors[0].startswith("error: run cannot be loaded: ")
+    assert "the language pack is of another base model" in errors[0]
 
 
 def test_a_suite_is_run_in_its_languages_and_what_is_left_out_is_told(

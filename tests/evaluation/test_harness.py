@@ -461,6 +461,31 @@ def test_a_task_that_fails_is_one_line_and_the_others_are_kept(
     assert not where.exists()
 
 
+def test_a_model_that_cannot_be_loaded_is_one_line_and_the_next_goes_on(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    broken, output = tmp_path / "model", tmp_path / "eval"
+    shutil.copytree(model_folder, broken)
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}), encoding="utf-8")
+    where = output / "broken" / "errors" / "loading.txt"
+    capfd.readouterr()
+    with pytest.raises(TasksFailed, match=r"^2 of 4 tasks failed \(broken: cldr_"):
+        evaluate(
+            {"broken": broken, "tiny": model_folder},
+            suite=part("topic", "translation"),
+            languages=["mlt"],
+            output_dir=output,
+            limit=4,
+        )
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: broken cannot be loaded: ")
+    assert errors[0].endswith(f"(where: {where})")
+    assert "Traceback" in where.read_text(encoding="utf-8")
+    assert len(list((output / "tiny").glob("*.json"))) == 2
+
+
 def test_a_result_is_read_as_the_suite_of_today_reads_it(model_folder: Path, tmp_path: Path):
     first = measured(model_folder, tmp_path, "topic")["cldr_topic_mlt_Latn"]
     suite = part("topic")

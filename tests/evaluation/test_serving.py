@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,14 @@ def ask(folder: str, batch_size: int, out: str) -> None:
     else:
         code = 0
         with ServedModel() as model:
-            model.load(
-                source(folder), ModelSettings(batch_size=batch_size), weights=fingerprint(Path(folder))
-            )
+            settings, weights = ModelSettings(batch_size=batch_size), fingerprint(Path(folder))
+            with pytest.raises(RequestsFailed, match=r"^rank 0 on .*"):
+                model.load(replace(source(folder), pack=Path(out)), settings, weights=weights)
+            model.load(source(folder), settings, weights=weights)
+            model.advance = broken_pipe  # the other rank's answers are on their way
+            with pytest.raises(BrokenPipeError):
+                answers(model, {"loglikelihood": [("", text) for text in texts(40)]})
+            model.advance = lambda share: None
             with pytest.raises(
                 RequestsFailed, match=r"rank 1 on .*: answers may have 9999 tokens here, and the model"
             ):
@@ -79,6 +85,10 @@ def ask(folder: str, batch_size: int, out: str) -> None:
         Path(out).write_text(json.dumps([found, one]), encoding="utf-8")
     ranks.end()
     ranks.leave(code)
+
+
+def broken_pipe(share: float) -> None:
+    raise BrokenPipeError
 
 
 def source(folder: str) -> ModelSource:
