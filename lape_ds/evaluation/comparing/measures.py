@@ -18,6 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from lape_ds.evaluation.comparing.statistics import Array
+from lape_ds.evaluation.translation_metrics import require_spbleu
 
 _CHRF_BETA = 2
 _BLEU_ORDERS = 4
@@ -113,6 +114,8 @@ def _scorer(metric: str, streams: tuple[tuple[str | None, ...], ...]) -> CHRF | 
     references: Any = streams
     if metric.startswith("chrf"):
         return CHRF(word_order=metric.count("+"), references=references)
+    if metric == "spbleu":
+        require_spbleu()
     return BLEU(tokenize="flores200" if metric == "spbleu" else None, references=references)
 
 

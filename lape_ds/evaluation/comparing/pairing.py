@@ -90,7 +90,7 @@ def _paired(results: ByModel, samples: Mapping[str, Samples]) -> Paired:
     Raises:
         NoMeasure: There are too few documents, or the score is no function of sums over them.
     """
-    metric = next(iter(results.values())).metric.partition(",")[0]
+    metric = next(iter(results.values())).metric
     found = {label: measured(metric, one.values) for label, one in samples.items()}
     for label, (measure, contributions) in found.items():
         value = float(measure.value(contributions.sum(axis=0)))

@@ -172,7 +172,6 @@ def read_samples(folder: Path, result: TaskResult) -> Samples:
     """
     path = folder / "samples" / f"{result.task}.jsonl"
     mend = f"delete {folder / result.task}.json and run `lape-ds eval` again"
-    metric, _, wanted = result.metric.partition(",")  # `exact_match,strict-match`: read by this filter
     hashes: dict[str, list[str]] = {name: [] for name in HASHES}
     values, documents = [], set()
     try:
@@ -180,10 +179,7 @@ def read_samples(folder: Path, result: TaskResult) -> Samples:
             for number, line in enumerate(file, start=1):
                 try:
                     sample = json.loads(line)
-                    wanted = wanted or sample["filter"]  # the first, which a plain name means
-                    if sample["filter"] != wanted:
-                        continue
-                    values.append(sample[metric])
+                    values.append(sample[result.metric])
                     documents.add(sample["doc_id"])
                     for name in HASHES:
                         hashes[name].append(sample[name])

@@ -160,22 +160,6 @@ def test_a_value_that_cannot_be_resampled_is_shown_and_not_tested(
     assert found.tasks[0].models["run"].p_holm == 1.0
 
 
-def test_a_filter_is_read_by_its_name_and_else_the_first(tmp_path: Path):
-    for label, strict, flexible in (("base", [0.0] * 20, [1.0] * 20), ("run", [1.0] * 20, [1.0] * 20)):
-        write_task(tmp_path / label, strict, metric="exact_match")
-        path = tmp_path / label / "samples" / "topic_mlt_Latn.jsonl"
-        lines = path.read_text(encoding="utf-8")
-        first = lines.replace('"filter": "none"', '"filter": "strict"')
-        second = lines.replace('"filter": "none"', '"filter": "flexible"')
-        second = re.sub(r'"exact_match": [\d.]+', f'"exact_match": {flexible[0]}', second)
-        path.write_text(first + second, encoding="utf-8")
-    assert compared(tmp_path).tasks[0].models["run"].estimate.difference == 1.0
-    for label in ("base", "run"):
-        scores = {"exact_match,flexible": {"value": 1.0, "stderr": None}}
-        change_result(tmp_path / label, metric="exact_match,flexible", scores=scores)
-    assert compared(tmp_path).tasks[0].models["run"].estimate.difference == 0.0
-
-
 def test_tasks_of_one_model_are_listed_and_left_out(tmp_path: Path):
     for label in ("base", "run", "other"):
         write_task(tmp_path / label, answers(20, right=0.5, seed=0))

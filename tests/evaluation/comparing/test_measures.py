@@ -9,6 +9,8 @@ import pytest
 import sacrebleu
 from lm_eval.api.metrics import bits_per_byte, chrfpp
 
+from lape_ds.errors import UserError
+from lape_ds.evaluation.comparing import measures
 from lape_ds.evaluation.comparing.measures import NoMeasure, bleu, chrf, measured
 
 REFERENCES = [
@@ -50,6 +52,40 @@ def test_chrf_is_sacrebleus(chosen: slice):
 def test_bleu_is_sacrebleus(chosen: slice):
     expected = sacrebleu.corpus_bleu(HYPOTHESES[chosen], [REFERENCES[chosen]]).score
     assert value("bleu", PAIRS[chosen]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_spbleu_is_sacrebleus_or_one_line_without_its_tokenizer(monkeypatch: pytest.MonkeyPatch):
+    """On words in place of its pieces, which are not on every machine."""
+
+    def absent() -> None:
+        raise UserError("spBLEU's tokenizer is not here")
+
+    pairs = [("one reference", "and one hypothesis of it")]
+    monkeypatch.setattr(measures, "require_spbleu", absent)
+    with pytest.raises(UserError, match="^spBLEU's tokenizer is not here$"):
+        measured("spbleu", pairs)
+    monkeypatch.setattr(measures, "require_spbleu", lambda: None)
+    monkeypatch.setattr(measures, "BLEU", lambda tokenize, references: sacrebleu.BLEU(references=references))
+    hypotheses, references = HYPOTHESES[:2], REFERENCES[:2]
+    expected = sacrebleu.corpus_bleu(hypotheses, [references]).score
+    assert expected != pytest.approx(sacrebleu.corpus_bleu(references, [hypotheses]).score, rel=1e-3)
+    assert value("spbleu", PAIRS[:2]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_reference_comes_first():
+    reference, hypothesis = "the cat sat on the mat by the door", "the cat sat"
+    for metric, scorer in (
+        ("chrf", sacrebleu.CHRF()),
+        ("chrf++", sacrebleu.CHRF(word_order=2)),
+        ("bleu", sacrebleu.BLEU(max_ngram_order=4)),
+    ):
+        pairs = [(f"{reference} {n}", f"{hypothesis} on {n}") for n in range(3)]
+        expected, turned = (
+            scorer.corpus_score([one[1 - turn] for one in pairs], [[one[turn] for one in pairs]]).score
+            for turn in (0, 1)
+        )
+        assert abs(expected - turned) > 1
+        assert value(metric, pairs) == pytest.approx(expected, rel=1e-12)
 
 
 def test_resampled_sums_are_the_score_of_the_resample():
