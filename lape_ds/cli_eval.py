@@ -44,6 +44,10 @@ def evaluate(
     backend: Annotated[
         Literal["hf", "vllm"] | None, typer.Option(help="What computes; the recipe's, or hf.")
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the weights; the recipe's, or that of the model's config.json."),
+    ] = None,
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
     ] = False,
@@ -65,6 +69,7 @@ def evaluate(
             batch_size=batch_size,
             limit=limit,
             backend=backend,
+            dtype=dtype,
             prefetch=prefetch,
         )
     )

@@ -6,7 +6,7 @@ After the harness; on the first rank alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -77,12 +77,15 @@ def evaluate_command(request: EvalRequest) -> Results:
 def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
     if recipe is None:
         return ModelSettings(
-            request.backend or "hf", batch_size=request.batch_size or ModelSettings.batch_size
+            request.backend or "hf",
+            dtype=request.dtype,
+            batch_size=request.batch_size or ModelSettings.batch_size,
         )
     return ModelSettings(
         request.backend or recipe.eval.backend,
-        dtype=recipe.model.dtype,
+        dtype=request.dtype or recipe.model.dtype,
         batch_size=request.batch_size or recipe.eval.batch_size,
+        attn_implementation=recipe.model.attn_implementation,
     )
 
 
@@ -132,16 +135,18 @@ def _each_once(parts: Sequence[_Part]) -> list[PlannedTask]:
     for part in parts:
         for one in part.planned:
             other, same = tasks.setdefault(one.name, (part.suite, one))
-            if (same.harness_task, same.metadata, same.spec.num_fewshot) != (
-                one.harness_task,
-                one.metadata,
-                one.spec.num_fewshot,
-            ):
+            if _measuring(same) != _measuring(one):
                 raise UserError(
                     f"suites {other.name} and {part.suite.name} measure {one.name} in different ways: give them one at a time, "
                     "each with an --output of its own"
                 )
+            tasks[one.name] = other, replace(same, suites=tuple(dict.fromkeys([*same.suites, *one.suites])))
     return [one for _, one in tasks.values()]
+
+
+def _measuring(one: PlannedTask) -> tuple[object, ...]:
+    """What decides a task's numbers, as far as suites do."""
+    return one.harness_task, one.metadata, one.spec.num_fewshot, one.spec.filter
 
 
 def _show(parts: Sequence[_Part], measured: Measured, output_dir: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from lm_eval.evaluator import evaluate as run_harness
 
 from lape_ds import __version__
 from lape_ds.errors import UserError, tell_error
-from lape_ds.evaluation.lm import MAX_LENGTH, ModelSettings, ModelSource, check_backend, quiet_harness
+from lape_ds.evaluation.lm import ModelSettings, ModelSource, check_backend, quiet_harness
+from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.evaluation.results import (
     Score,
     TaskResult,
@@ -46,6 +48,8 @@ Results = dict[str, dict[str, TaskResult]]
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 
 _NAMED = 12  # failed tasks in one line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -157,11 +161,14 @@ def measure(
         datasets: Id of a data set on the hub -> local folder or file that is read in its place.
 
     Raises:
-        UserError: A folder lacks its model or tokenizer, no task can be built, or `output_dir` cannot be written.
+        UserError: A folder lacks its model or tokenizer, no task can be built, `output_dir` cannot be written, or a limited
+            result would replace a complete one there.
     """
     check_backend(settings, sources, num_ranks=world_size())
     for source in sources:
         load_tokenizer(source.folder())
+    if limit is not None:
+        _check_nothing_complete_is_lost(sources, planned, output_dir)
     check_writable(output_dir)
     measured = Measured({source.label: {} for source in sources})
     with quiet_harness():
@@ -170,6 +177,20 @@ def measure(
         for source in sources:
             _measure_model(source, run, measured)
     return measured
+
+
+def _check_nothing_complete_is_lost(
+    sources: Sequence[ModelSource], planned: Sequence[PlannedTask], output_dir: Path
+) -> None:
+    """A result of some documents would take the place, and the samples, of one of all."""
+    for source in sources:
+        for one in planned:
+            found = read_result(output_dir / source.label, one.name)
+            if found is not None and found.settings["limit"] is None:
+                raise UserError(
+                    f"{output_dir / source.label}/{one.name}.json was measured on all documents, and --limit (eval.limit) would "
+                    "replace it by a part: give --output another folder, or leave the limit out"
+                )
 
 
 def _build(
@@ -195,13 +216,15 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
     """All tasks of one model, which is loaded only if a task is missing."""
     folder = run.output_dir / source.label
     common = _model_settings(source, run)
-    wanted = {name: common | task_settings(planned, task) for name, (planned, task) in run.tasks.items()}
+    wanted = {
+        name: common | task_settings(planned, task) | _window(task, common["context_length"])
+        for name, (planned, task) in run.tasks.items()
+    }
     results = {
         name: found for name in run.tasks if (found := _stored(folder, run.tasks[name][0], wanted[name]))
     }
     missing = [name for name in run.tasks if name not in results]
-    if missing:
-        run.model.load(source, run.settings, weights=common["model_fingerprint"])
+    if missing and _loads(source, common["model_fingerprint"], missing, run, measured):
         sizes = {name: _num_documents(run.tasks[name][1], run.limit) for name in missing}
         with Progress(f"evaluating {source.label}", total=sum(sizes.values()), unit="documents") as bar:
             for number, name in enumerate(missing, start=1):
@@ -217,12 +240,28 @@ def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:
     measured.results[source.label] = {name: results[name] for name in run.tasks if name in results}
 
 
+def _loads(source: ModelSource, weights: str, missing: Sequence[str], run: _Run, measured: Measured) -> bool:
+    """Whether the model can be loaded; if not, that is told, and its tasks have failed."""
+    errors = run.output_dir / source.label / "errors" / "loading.txt"
+    try:
+        run.model.load(source, run.settings, weights=weights)
+    except RequestsFailed as error:
+        with told_if_unwritable(str(errors), kept="finished tasks"):
+            write_text(errors, error.trace)
+        measured.failures |= {(source.label, name): f"cannot be loaded: {error}" for name in missing}
+        tell_error(f"{source.label} cannot be loaded: {error} (where: {errors})")
+        return False
+    errors.unlink(missing_ok=True)
+    return True
+
+
 def _stored(folder: Path, planned: PlannedTask, settings: Mapping[str, Any]) -> TaskResult | None:
     """What is there from before, if it was measured alike; how the suite reads it is this suite's."""
     found = read_result(folder, planned.name)
     if found is None or found.settings != settings or planned.spec.metric not in found.scores:
         return None
-    read = replace(found, **_reading(planned))
+    suites = list(dict.fromkeys([*found.suites, *planned.suites]))  # another suite has it, too
+    read = replace(found, **_reading(planned) | {"suites": suites})
     if read != found:
         rewrite_result(folder, read)
     return read
@@ -243,6 +282,15 @@ def _attempt(
         measured.failures[label, name] = told(error)
         tell_error(f"{label}: {name} failed: {told(error)} (where: {errors})")
         return None
+    if result.num_truncated:
+        logger.warning(
+            "%s: %s: %d of %d requests were longer than the %d tokens that the model takes, and lost their beginning",
+            label,
+            name,
+            result.num_truncated,
+            sum(len(sample["arguments"]) for sample in samples),
+            settings["context_length"],
+        )
     write_result(run.output_dir / label, result, samples)
     errors.unlink(missing_ok=True)
     return result
@@ -252,6 +300,7 @@ def _run_task(
     model: ServedModel, planned: PlannedTask, task: Task, settings: dict[str, Any], *, limit: int | None
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     begin_drawing(task)
+    model.num_truncated = 0
     # The harness's `simple_evaluate` is this call and half a second of listing the environment.
     found: Any = run_harness(
         model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
@@ -271,6 +320,7 @@ def _run_task(
         scores=scores,
         requests_sha256=_sha256(json.dumps(asked, ensure_ascii=False, default=str).encode()),
         settings=settings,
+        num_truncated=model.num_truncated,
         **_reading(planned),
     )
     return result, samples
@@ -284,6 +334,7 @@ def _reading(planned: PlannedTask) -> dict[str, Any]:
         "metric": spec.metric,
         "direction": spec.direction,
         "random_baseline": spec.random_baseline,
+        "suites": list(planned.suites),
     }
 
 
@@ -309,6 +360,7 @@ def _num_documents(task: Task, limit: int | None) -> int:
 def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
     """All of a model and of how it is asked that decides its numbers, for its results."""
     folder, settings = source.folder(), run.settings
+    facts = model_facts(folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
     packages = ["lm-eval", "transformers", *(["vllm"] if settings.backend == "vllm" else [])]
@@ -318,11 +370,20 @@ def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
         "config_sha256": _sha256(json.dumps(kept, sort_keys=True).encode()),
         "tokenizer_sha256": _tokenizer_hash(folder),
         "backend": settings.backend,
-        "dtype": settings.dtype,
+        "dtype": facts.dtype,
         "limit": run.limit,
-        "max_length": MAX_LENGTH,
+        "attn_implementation": facts.attn_implementation if settings.backend == "hf" else None,
+        "context_length": facts.context_length,
+        "special_token_ids": facts.special_token_ids,
         "versions": {name: version(name) for name in packages} | {"lape-ds": __version__},
     }
+
+
+def _window(task: Task, context_length: int) -> dict[str, int]:
+    """What bits per byte are also decided by; of no other task, which models of unlike contexts answer alike."""
+    if task.OUTPUT_TYPE != "loglikelihood_rolling":
+        return {}
+    return {"rolling_window": min(LONGEST_WINDOW, context_length)}
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -4,7 +4,7 @@ In the evaluation room, between the planned suite and the harness. The documents
 itself (`training/texts.py`), as text: `<folder>/heldout/<language>.jsonl`, written once, and anew when the corpus is another.
 
 The task's number is that of the training's `heldout_bits_per_byte`, but for two things. Windows: training scores in pieces
-of `train.block_length` tokens, evaluation in pieces of the model's context (`lm.MAX_LENGTH` at most), so that a document longer
+of `train.block_length` tokens, evaluation in pieces of the model's context (4,096 tokens at most), so that a document longer
 than a block has more context here. And a special token written out in a text (`</s>`) is text to the packed corpus, while the
 harness lets the tokenizer take it for the token.
 """

@@ -19,18 +19,16 @@ import lm_eval.api.task
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import resolve_max_length
-from transformers import AutoConfig, GenerationConfig
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import GenerationConfig
 
 from lape_ds.errors import UserError
+from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.subnetwork.pack import Pack
 from lape_ds.training import ranks
 
-# Windows of rolling log-likelihoods are at most this long: the full context of a 128k model would cost its
-# memory for nothing, and make bits per byte of two models with unlike contexts incomparable.
-MAX_LENGTH = 4096
-# Logits of whole windows are kept, vocabulary and all: one counts for as many requests as hold so many tokens.
+# Logits of whole rows are kept, vocabulary and all: a long one counts for as many requests as hold so many tokens.
 _TOKENS_PER_REQUEST = 512
 # Requests between two words of how far it is, in forward passes; sorted by length among themselves.
 _BATCHES_PER_PIECE = 8
@@ -76,19 +74,23 @@ class ModelSettings:
 
     Attributes:
         backend: What computes.
-        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32.
+        dtype: `float32` or `bfloat16`, of the weights; log-probabilities are always taken in float32. None: each model's own, by
+            its config.json, and float32 where that is another.
         batch_size: Requests per forward pass; does not change scores beyond rounding.
+        attn_implementation: `sdpa` (eager where a model has none), `eager` or `flash_attention_2`; vLLM has its own.
     """
 
     backend: Backend = "hf"
-    dtype: str = "float32"
+    dtype: str | None = "float32"
     batch_size: int = 16
+    attn_implementation: str = "sdpa"
 
 
 class LocalModel(Protocol):
     """A model of this process: its methods answer the harness's kinds of requests."""
 
     piece_size: int  # requests that are best given to it at once
+    num_truncated: int  # of all that it has answered, those whose beginning it could not take
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -104,14 +106,21 @@ class LocalModel(Protocol):
 
 
 class _Quiet:
-    """Over a model class of the harness: without its double BOS and without its progress bars."""
+    """Over a model class of the harness: without its double BOS and its progress bars; it counts what it cuts."""
 
     add_bos_token: bool | None
     tok_encode: Any
     prefix_token_id: Any
+    max_length: int
+    max_gen_toks: int
+    _max_length: int | None
+    # Tokens of a scored request beyond `max_length` (its last one is not fed), and of a window that are kept free.
+    _scored_beyond = 1
+    _kept_of_window = 0
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.num_truncated = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
@@ -135,20 +144,35 @@ class _Quiet:
         """Log-likelihood in nats of each request's whole text.
 
         Every window already begins with the prefix token. A tokenizer that adds BOS by itself would put a
-        second one behind it and have it scored as text, so here it adds nothing.
+        second one behind it and have it scored as text, so here it adds nothing. Only these windows are capped.
         """
-        add_bos_token = self.add_bos_token
-        self.add_bos_token = False
+        add_bos_token, longest = self.add_bos_token, self.max_length
+        self.add_bos_token, self._max_length = False, min(LONGEST_WINDOW + self._kept_of_window, longest)
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
         finally:
-            self.add_bos_token = add_bos_token
+            self.add_bos_token, self._max_length = add_bos_token, longest
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """What the model writes after each context, up to the first stop sequence."""
+        """What the model writes after each context, up to the first stop sequence.
+
+        Raises:
+            UserError: A task's longest answer leaves no place for a prompt.
+        """
+        for request in requests:
+            context, writing = request.arguments
+            longest = dict[str, Any](normalize_gen_kwargs(writing, self.max_gen_toks))["max_gen_toks"]
+            if longest >= self.max_length:
+                raise UserError(
+                    f"answers may have {longest} tokens here, and the model takes {self.max_length}, prompt included: leave the "
+                    "task out, or measure a model with a longer context"
+                )
+            self.num_truncated += len(self.tok_encode(context)) > self.max_length - longest
         return super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
+        longest = self.max_length + self._scored_beyond
+        self.num_truncated += sum(len(context) + len(scored) > longest for _, context, scored in requests)
         return super()._loglikelihood_tokens(requests, **settings | {"disable_tqdm": True})  # type: ignore[misc]
 
 
@@ -160,32 +184,36 @@ class HarnessModel(_Quiet, _HFLM):
         """Requests that are best given to it at once."""
         return _BATCHES_PER_PIECE * self.batch_size_per_gpu
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """As above, with fewer rows at a time: they are as long as the context."""
-        batch_size = self.batch_size_per_gpu
-        rows = batch_size * _TOKENS_PER_REQUEST // self.max_length
-        self.batch_size_per_gpu = min(batch_size, max(1, rows))
-        try:
-            return super().loglikelihood_rolling(requests)
-        finally:
-            self.batch_size_per_gpu = batch_size
-
     def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
-        """As above, with one row for all continuations of a context that are a single token, and one for each longer one.
+        """As above, with fewer rows at a time the longer they are, and one row for all single tokens after a context.
 
         With its cache on, the harness (0.4.13) runs one row for all requests that are the same up to the last token. Where one of
         their continuations begins later than another, as in the windows of a text that repeats itself, it reads log-probabilities
         at the other's places.
         """
+        parts: dict[tuple[bool, int], list[int]] = {}
+        for number, (_, context, scored) in enumerate(requests):
+            rows = self._rows(len(context) + len(scored))
+            parts.setdefault((len(scored) == 1, rows), []).append(number)
         answers: list[Any] = [None] * len(requests)
-        for single in (True, False):
-            numbers = [number for number, one in enumerate(requests) if (len(one[2]) == 1) == single]
-            self.logits_cache = single
-            if numbers:
+        batch_size = self.batch_size_per_gpu
+        try:
+            for (self.logits_cache, self.batch_size_per_gpu), numbers in sorted(parts.items()):
                 found = super()._loglikelihood_tokens([requests[number] for number in numbers], **settings)
                 for number, answer in zip(numbers, found, strict=True):
                     answers[number] = answer
+        finally:
+            self.batch_size_per_gpu = batch_size
         return answers
+
+    def _rows(self, length: int) -> int:
+        """Of this many tokens, how many a forward pass takes: by halves, so that there are few kinds of passes."""
+        rows = self.batch_size_per_gpu
+        while (
+            rows > 1 and rows * min(length, self.max_length) > self.batch_size_per_gpu * _TOKENS_PER_REQUEST
+        ):
+            rows //= 2
+        return rows
 
     def tok_batch_encode(
         self,
@@ -224,17 +252,21 @@ def load_harness_model(source: ModelSource, settings: ModelSettings, *, weights:
         return _load_vllm(source, settings)
     folder = source.folder()
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=settings.dtype, attn_implementation="sdpa", device=ranks.device())
+    facts = model_facts(folder, dtype=settings.dtype, attn_implementation=settings.attn_implementation)
+    model = load_model(
+        folder,
+        dtype=facts.dtype,
+        attn_implementation=facts.attn_implementation,
+        device=ranks.device(),
+    )
     if source.pack is not None:
         Pack.load(source.pack).apply(model, base_fingerprint=weights)
     # A checkpoint may bring sampling, penalties or lengths of its own: a task says how its answers are written.
-    own = model.generation_config
-    ids = {} if own is None else {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}
-    model.generation_config = GenerationConfig(**ids)
+    model.generation_config = GenerationConfig(**facts.special_token_ids)
     return HarnessModel(
         pretrained=model,
         tokenizer=tokenizer,
-        max_length=min(MAX_LENGTH, resolve_max_length(model.config, tokenizer)),
+        max_length=facts.context_length,
         batch_size=settings.batch_size,
         softmax_dtype="float32",
     )
@@ -271,16 +303,25 @@ def vllm_arguments(source: ModelSource, settings: ModelSettings) -> dict[str, An
         UserError: The model cannot be had.
     """
     folder = source.folder()
-    longest = resolve_max_length(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
+    facts = model_facts(folder, dtype=settings.dtype)
     return {
         "pretrained": str(folder),
-        "dtype": settings.dtype,
-        # It keeps two places of every window for itself.
-        "max_length": min(MAX_LENGTH + 2, longest),
+        "dtype": facts.dtype,
+        "max_length": facts.context_length,
         "batch_size": _VLLM_PIECE,  # a number: "auto" shows bars
-        "tensor_parallel_size": max(1, torch.cuda.device_count()),
+        "tensor_parallel_size": _num_parts(facts.num_heads, torch.cuda.device_count()),
         "seed": 0,
     }
+
+
+def _num_parts(num_heads: tuple[int, int], num_devices: int) -> int:
+    """The most GPUs over which vLLM can divide a model: it parts heads of queries evenly; those of keys it may also repeat."""
+    of_queries, of_keys = num_heads
+    return max(
+        size
+        for size in range(1, max(1, num_devices) + 1)
+        if of_queries % size == 0 and (of_keys % size == 0 or size % of_keys == 0)
+    )
 
 
 def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:
@@ -290,6 +331,8 @@ def _load_vllm(source: ModelSource, settings: ModelSettings) -> LocalModel:
 
     class VLLMModel(_Quiet, vllm):
         piece_size = _VLLM_PIECE
+        _scored_beyond = -1
+        _kept_of_window = 2
 
     return VLLMModel(**vllm_arguments(source, settings))
 

@@ -36,6 +36,7 @@ class EvalRequest:
         batch_size: None: the recipe's, or 16.
         limit: Documents per task; None: the recipe's, or all.
         backend: None: the recipe's, or `hf`.
+        dtype: None: the recipe's model's, or that of each model's config.json.
         prefetch: Bring models and data to this machine and measure nothing.
     """
 
@@ -47,6 +48,7 @@ class EvalRequest:
     batch_size: int | None = None
     limit: int | None = None
     backend: Literal["hf", "vllm"] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     prefetch: bool = False
 
     def recipe(self) -> Recipe | None:
@@ -78,6 +80,7 @@ class EvalRequest:
             "--batch-size": self.batch_size,
             "--limit": self.limit,
             "--backend": self.backend,
+            "--dtype": self.dtype,
         }
         given = [word for name, value in options.items() if value for word in (name, str(value))]
         return [*self.targets, *self.overrides, *given, *(["--prefetch"] if self.prefetch else [])]

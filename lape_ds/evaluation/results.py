@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class TaskResult:
         metric: Of `scores`, the one that the suite reads.
         direction: Of that metric, which way is better.
         random_baseline: A guesser's score in that metric; None where guessing has none.
+        num_truncated: Requests that were longer than the model takes, and lost their beginning.
+        suites: Names of those that it was measured for; empty where an older lape-ds has written it.
     """
 
     task: str
@@ -61,6 +63,8 @@ class TaskResult:
     metric: str
     direction: Literal["higher", "lower"]
     random_baseline: float | None
+    num_truncated: int = 0
+    suites: list[str] = field(default_factory=list)
 
 
 def write_result(folder: Path, result: TaskResult, samples: Sequence[Mapping[str, Any]]) -> None:

@@ -5,11 +5,14 @@ In the evaluation room, before the command.
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.lm import ModelSource
+from lape_ds.evaluation.naming import free_label, model_place, pack_place, run_place
 from lape_ds.evaluation.request import recipe_path
 from lape_ds.recipe import load_recipe
 from lape_ds.subnetwork.pack import Pack
@@ -20,72 +23,72 @@ def named_models(targets: Sequence[str], overrides: Sequence[str], *, packs_dir:
     """The models behind what is named, each once.
 
     Args:
-        targets: Recipes (the base and every exported run), run folders and language packs (the base and it), models (folder or
-            hub id).
+        targets: Recipes (the base and every run that is exported or can be made a pack of), run folders and language packs
+            (the base and it), models (folder or hub id).
         overrides: `key=value` for recipes and runs.
         packs_dir: Where the pack of a run that is not exported is written.
 
     Raises:
         UserError: A recipe or pack is not valid, or a run has no model and no pack can be made of it.
     """
-    found = [source for target in targets for source in _named_by(target, overrides, packs_dir)]
+    found: dict[ModelSource, Path] = {}
+    for target in targets:
+        for source, place in _named_by(target, overrides, packs_dir):
+            found.setdefault(source, place)
     labelled: dict[str, ModelSource] = {}
-    for source in dict.fromkeys(found):
-        label = _free_label(source, labelled)
+    for source, place in found.items():
+        label = free_label(source.label, place, labelled)
         labelled[label] = ModelSource(label, source.path, source.revision, source.pack)
     return list(labelled.values())
 
 
-def _named_by(target: str, overrides: Sequence[str], packs_dir: Path) -> list[ModelSource]:
+def _named_by(target: str, overrides: Sequence[str], packs_dir: Path) -> list[tuple[ModelSource, Path]]:
+    """Each with the place that its label is from, whose folders tell it from others of that name."""
     path = Path(target)
     if path.suffix == ".safetensors":
         pack = Pack.load(path)
-        label = path.parent.resolve().name if path.name == "pack.safetensors" else path.stem
-        return [ModelSource("base", pack.base_model), ModelSource(label, pack.base_model, pack=path)]
+        place = pack_place(path)
+        base = ModelSource("base", pack.base_model, pack.base_revision)
+        return [(base, Path(base.path)), (ModelSource(place.name, base.path, base.revision, path), place)]
     found = recipe_path(target)
     if found is None:
-        return [ModelSource(_label(target), target)]
+        return [(ModelSource(model_place(target).name, target), model_place(target))]
     recipe = load_recipe(found, overrides)
     base = ModelSource("base", recipe.model.path, recipe.model.revision)
     if found.parent == path:
-        return [base, _exported(path) if _is_exported(path) else _packed(path, base, packs_dir)]
-    runs = [run_dir for run_dir in (recipe.output_dir / "train").glob("*") if _is_exported(run_dir)]
-    runs.sort(key=lambda run_dir: (run_dir.name.startswith("random"), run_dir.name))  # controls stand last
-    return [base, *map(_exported, runs)]
+        run = _exported(path) if _is_exported(path) else _packed(path, base, packs_dir)
+        return [(base, Path(base.path)), run]
+    return [(base, Path(base.path)), *_runs(recipe.output_dir / "train", base, packs_dir)]
+
+
+def _runs(folder: Path, base: ModelSource, packs_dir: Path) -> list[tuple[ModelSource, Path]]:
+    """A recipe's runs, controls last; of what cannot be measured yet, why."""
+    runs = [path.parent for path in folder.glob("*/recipe.yaml")]
+    runs += [path.parents[1] for path in folder.glob("*/model/config.json") if path.parents[1] not in runs]
+    found: list[tuple[ModelSource, Path]] = []
+    for run_dir in sorted(runs, key=lambda run_dir: (run_dir.name.startswith("random"), run_dir.name)):
+        if _is_exported(run_dir):
+            found.append(_exported(run_dir))
+            continue
+        try:
+            found.append(_packed(run_dir, base, packs_dir))
+        except UserError as error:
+            print(f"left out: {run_dir.name}, which is not exported: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 def _is_exported(run_dir: Path) -> bool:
     return (run_dir / "model" / "config.json").is_file()
 
 
-def _exported(run_dir: Path) -> ModelSource:
-    return ModelSource(run_dir.resolve().name, str(run_dir / "model"))
+def _exported(run_dir: Path) -> tuple[ModelSource, Path]:
+    return ModelSource(run_dir.resolve().name, str(run_dir / "model")), run_place(run_dir)
 
 
-def _packed(run_dir: Path, base: ModelSource, packs_dir: Path) -> ModelSource:
+def _packed(run_dir: Path, base: ModelSource, packs_dir: Path) -> tuple[ModelSource, Path]:
     """A run that is not exported yet: the base, into which its neurons are put in memory."""
-    label = run_dir.resolve().name
-    pack = packs_dir / f"{label}.safetensors"
+    place = run_dir.resolve()
+    # Runs of several recipes may have one name: their packs must not be one file.
+    pack = packs_dir / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}.safetensors"
     pack_of_run(run_dir).save(pack)
-    return ModelSource(label, base.path, base.revision, pack)
-
-
-def _label(target: str) -> str:
-    """The last part of a path or hub id; of an exported run, the run's name."""
-    path = Path(target)
-    if not path.exists():
-        return path.name
-    path = path.resolve()
-    return path.parent.name if path.name == "model" and (path.parent / "recipe.yaml").is_file() else path.name
-
-
-def _free_label(source: ModelSource, taken: dict[str, ModelSource]) -> str:
-    """Its own label, longer by as many folders as set it apart from other models of that name."""
-    label = source.label
-    for folder in Path(source.path).absolute().parents:
-        if label not in taken:
-            return label
-        label = f"{folder.name}-{label}"
-    raise UserError(
-        f"two models are called {source.label}: measure them into different folders with --output"
-    )
+    return ModelSource(place.name, base.path, base.revision, pack), run_place(run_dir)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
@@ -83,6 +83,7 @@ class PlannedTask:
         metadata: The parameters that the task's document function receives.
         language: Canonical code.
         spec: Few-shot count, metric, direction and chance.
+        suites: Names of those that it is measured for.
     """
 
     name: str
@@ -91,6 +92,7 @@ class PlannedTask:
     metadata: dict[str, str | int | float]
     language: str
     spec: SuiteTask
+    suites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
     """
     found = _found(languages)
     planned = [
-        _planned(title, spec, language)
+        replace(_planned(title, spec, language), suites=(suite.name,))
         for title, spec in suite.tasks.items()
         for language in found
         if _missing(spec, language) is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from lape_ds.errors import UserError
 from lape_ds.evaluation.results import Score, TaskResult
 from lape_ds.evaluation.suites import PlannedTask
 
@@ -24,6 +25,9 @@ def side_by_side(
         results: Label -> task name -> result (tasks that have failed are not there); the first label is what the others are
             compared with.
         title: Above the table.
+
+    Raises:
+        UserError: A result lacks the metric that a row shows: it was measured for a suite that reads another.
     """
     table = Table(title=title, caption="± standard error over documents; (difference from the first model)")
     for heading in ("task", "language", "chance"):
@@ -33,7 +37,7 @@ def side_by_side(
     labels = list(results)
     for row, one in enumerate(planned):
         found = [results[label].get(one.name) for label in labels]
-        scores = [None if result is None else result.scores[one.spec.metric] for result in found]
+        scores = [None if result is None else _score(result, one) for result in found]
         chance = one.spec.random_baseline
         cells = [_cell(score, scores[0] if column else None, one) for column, score in enumerate(scores)]
         table.add_row(
@@ -44,6 +48,17 @@ def side_by_side(
             end_section=row + 1 == len(planned) or planned[row + 1].title != one.title,
         )
     return table
+
+
+def _score(result: TaskResult, planned: PlannedTask) -> Score:
+    metric = planned.spec.metric
+    if metric not in result.scores:
+        suites = f" in suite {', '.join(planned.suites)}" if planned.suites else ""
+        raise UserError(
+            f"{planned.title}{suites}: {result.task} was measured and has no finite {metric} but "
+            f"{', '.join(result.scores)}: name one of these as its metric, or run the suite alone"
+        )
+    return result.scores[metric]
 
 
 def _measure(planned: PlannedTask, found: Sequence[TaskResult | None]) -> str:

@@ -148,7 +148,7 @@ def load_skeleton(folder: Path, **settings: Any) -> PreTrainedModel:
     Raises:
         UserError: transformers does not know the architecture, or it has no such attention; or the checkpoint is quantised.
     """
-    config = _load_config(folder)
+    config = load_config(folder)
     with init_empty_weights(include_buffers=False):
         try:
             model = AutoModelForCausalLM.from_config(config, **settings)
@@ -183,7 +183,7 @@ def load_model(
             AutoModelForCausalLM.from_pretrained,
             folder,
             "model",
-            config=_load_config(folder),
+            config=load_config(folder),
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
             device_map={"": device},
@@ -206,7 +206,12 @@ def load_model(
     return model.eval()
 
 
-def _load_config(folder: Path) -> PretrainedConfig:
+def load_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a causal language model's folder.
+
+    Raises:
+        UserError: None there that transformers can read, of no causal language model, or of a quantised checkpoint.
+    """
     config = _from_folder(AutoConfig.from_pretrained, folder, "config.json")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UserError(

@@ -51,6 +51,7 @@ class Pack:
         base_model: Its path or hub id, for people.
         languages: Canonical codes that were trained.
         origin: JSON values that tell where the pack is from: method, step and so on.
+        base_revision: Of a base on the hub, the one that the recipe pins.
     """
 
     neurons: Tensor
@@ -60,6 +61,7 @@ class Pack:
     base_model: str
     languages: tuple[str, ...]
     origin: Mapping[str, Any]
+    base_revision: str | None = None
 
     @property
     def num_entries(self) -> int:
@@ -135,6 +137,8 @@ class Pack:
             "origin": json.dumps(dict(self.origin)),
             "sha256": _digest(tensors),
         }
+        if self.base_revision is not None:
+            metadata["base_revision"] = self.base_revision
         save_artefact(path, tensors, kind=KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
@@ -169,6 +173,7 @@ class Pack:
             base_model=metadata["base_model"],
             languages=tuple(json.loads(metadata["languages"])),
             origin=json.loads(metadata["origin"]),
+            base_revision=metadata.get("base_revision"),
         )
 
 

@@ -47,4 +47,5 @@ def pack_of_run(run_dir: Path, checkpoint: Literal["best", "last"] = "best") -> 
             "step": state.step,
             "total_steps": int(state.identity["steps"]),
         },
+        base_revision=run.recipe.model.revision,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 # A dead rank is known without it (heartbeat.py): it must be longer than what one rank may do while others wait, such as writing.
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)
 _TIME_TO_TELL = timedelta(seconds=30)
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 _heartbeat: heartbeat.Heartbeat | None = None
 
@@ -125,9 +127,13 @@ def publish(key: str, value: str) -> None:
 
 
 def published(key: str) -> str:
-    """The word that the first rank lays down, as soon as it has; after `join`."""
+    """The word that the first rank lays down, as soon as it has; after `join`. However long that takes: who is dead is known."""
     assert _heartbeat is not None
-    return _heartbeat.store.get(heartbeat.store_key(key)).decode()
+    name = heartbeat.store_key(key)
+    # The store's own waiting ends at the time that ranks have to come, in which the first one may still be fetching data.
+    while not _heartbeat.store.check([name]):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return _heartbeat.store.get(name).decode()
 
 
 def share_cores() -> None:

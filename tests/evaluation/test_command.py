@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.command import evaluate_command
+from lape_ds.evaluation.command import _each_once, _parts, evaluate_command
 from lape_ds.evaluation.harness import Results
 from lape_ds.evaluation.request import EvalRequest
+from lape_ds.evaluation.serving import TasksFailed
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
 from lape_ds.subnetwork.pack import Pack, Vectors, neuron_vectors
+from tests.processes import REPO
 
 RECIPE = """\
 name: tiny
@@ -126,6 +128,8 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
     path.write_text(json.dumps(own), encoding="utf-8")
     results = measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
     assert len(results["base"]) == 4
+    of_both = {name for name, one in results["base"].items() if one.suites == ["quickstart", "own"]}
+    assert of_both == {"cldr_topic_mlt_Latn", "cldr_cloze_mlt_Latn"}
     captured = capsys.readouterr()
     assert (
         captured.out.index("quickstart suite")
@@ -138,12 +142,15 @@ def test_several_suites_have_a_table_each_and_models_are_loaded_once(
         f"results and samples: {folder}",
         f"what is significant: lape-ds compare {folder}/base {folder}/subnetwork {folder}/random-seed0",
     ]
-    own["tasks"]["named"]["num_fewshot"] = 2
-    path.write_text(json.dumps(own), encoding="utf-8")
-    with pytest.raises(
-        UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
-    ):
-        measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
+    again = measured(str(recipe), suites=[str(path)], languages=["mlt"], limit=1)
+    assert again["base"]["cldr_topic_mlt_Latn"].suites == ["quickstart", "own"]
+    for change in ({"num_fewshot": 2}, {"filter": "another"}):
+        other = own | {"tasks": {"named": own["tasks"]["named"] | change}}
+        path.write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(
+            UserError, match="suites quickstart and own measure cldr_topic_mlt_Latn in different ways"
+        ):
+            measured(str(recipe), suites=["quickstart", str(path)], languages=["mlt"], limit=1)
 
 
 def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Path):
@@ -154,6 +161,65 @@ def test_labels_tell_models_apart(recipe: Path, tmp_path: Path, model_folder: Pa
     run = tmp_path / "runs" / "train" / "subnetwork"
     found = named_models([*folders, folders[0], f"{run}/model", str(run)], [], packs_dir=tmp_path)
     assert [source.label for source in found] == ["tiny", "x-tiny", "c-tiny", "subnetwork", "base"]
+
+
+def test_two_runs_of_one_name_that_are_not_exported_are_two_models(
+    recipe: Path, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = [tmp_path / name / "train" / "subnetwork" for name in ("a", "b")]
+    for run in runs:
+        run.mkdir(parents=True)
+        shutil.copy(recipe, run / "recipe.yaml")
+
+    def made(run: Path) -> Pack:
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        vectors: Vectors = {0: {"up_proj": torch.full((1, 2), float(runs.index(run)))}}
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    base, *found = named_models([str(run) for run in runs], [], packs_dir=tmp_path / "packs")
+    assert (base.label, base.pack) == ("base", None)
+    assert [source.label for source in found] == ["subnetwork", "b-subnetwork"]
+    values = [Pack.load(source.pack).new[0]["up_proj"][0, 0].item() for source in found if source.pack]
+    assert values == [0.0, 1.0]
+
+
+def test_a_recipe_means_its_runs_that_are_not_exported_too(
+    recipe: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    runs = tmp_path / "runs" / "train"
+    shutil.copytree(runs / "unfinished", runs / "lora")
+
+    def made(run: Path) -> Pack:
+        if run.name == "lora":
+            raise UserError("it changes whole weight matrices")
+        vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+        neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+        return Pack(neurons, vectors, vectors, "ab", str(model_folder), (), {})
+
+    monkeypatch.setattr("lape_ds.evaluation.subjects.pack_of_run", made)
+    found = named_models([str(recipe)], [], packs_dir=tmp_path)
+    assert [one.label for one in found] == ["base", "subnetwork", "unfinished", "random-seed0"]
+    assert [one.pack is not None for one in found] == [False, False, True, False]
+    told = "left out: lora, which is not exported: it changes whole weight matrices\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_pack_is_measured_on_the_revision_that_it_was_made_on(tmp_path: Path):
+    vectors: Vectors = {0: {"up_proj": torch.zeros(1, 2)}}
+    neurons = torch.tensor([[0, 1]], dtype=torch.int32)
+    for revision in ("v1", None):
+        path = tmp_path / "run" / "pack.safetensors"
+        Pack(neurons, vectors, vectors, "ab", "org/model", (), {}, revision).save(path)
+        found = named_models([str(path)], [], packs_dir=tmp_path)
+        assert [(one.label, one.path, one.revision, one.pack) for one in found] == [
+            ("base", "org/model", revision, None),
+            ("run", "org/model", revision, path),
+        ]
 
 
 def test_a_language_pack_is_measured_as_the_exported_model(
@@ -184,8 +250,13 @@ def test_a_language_pack_is_measured_as_the_exported_model(
     pack.revert(model)
     path.unlink()
     Pack(neurons, base, new, fingerprint(exported), str(model_folder), ("mlt_Latn",), {}).save(path)
-    with pytest.raises(UserError, match="the language pack is of another base model"):
-        measured(str(path), **options)
+    capsys.readouterr()
+    with pytest.raises(TasksFailed, match=r"4 of 12 tasks failed \(run: "):
+        measured(str(path), str(exported), **options)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, "of the model, not of each task"
+    assert errors[0].startswith("error: run cannot be loaded: ")
+    assert "the language pack is of another base model" in errors[0]
 
 
 def test_a_suite_is_run_in_its_languages_and_what_is_left_out_is_told(
@@ -240,3 +311,14 @@ def test_what_has_nothing_to_run_is_left_out_and_the_rest_goes_on(
             measured(str(model_folder), suites=[refused], **model)
     with pytest.raises(UserError, match="suite text_only has no text to measure on"):
         measured(str(model_folder), suites=[text_only], languages=["mlt"], **model)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "aya-expanse-8b", "mistral-nemo-12b"])
+def test_the_papers_recipes_measure_the_language_english_and_the_others(name: str):
+    asked = EvalRequest([str(REPO / "recipes" / f"{name}.yaml")])
+    planned = _each_once(_parts(asked, asked.recipe()))
+    assert {"mmlu", "heldout_bits_per_byte", "belebele", "flores_to_english"} <= {
+        one.title for one in planned
+    }
+    assert {one.language for one in planned if one.title == "mmlu"} == {"eng_Latn"}
+    assert len({one.language for one in planned if one.title == "heldout_bits_per_byte"}) == 12

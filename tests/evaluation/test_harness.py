@@ -22,7 +22,7 @@ from lape_ds.evaluation import harness
 from lape_ds.evaluation.cldr_documents import bits_per_byte, topic
 from lape_ds.evaluation.harness import Results, evaluate
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
-from lape_ds.evaluation.results import TaskResult, read_result
+from lape_ds.evaluation.results import TaskResult, read_result, rewrite_result
 from lape_ds.evaluation.serving import ServedModel, TasksFailed
 from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import _settle, build_task
@@ -313,6 +313,23 @@ def test_only_what_is_missing_is_measured(
     assert ran == ["cloze", "topic", "cloze", "cloze", "cloze"]
 
 
+def test_a_limited_result_does_not_replace_a_complete_one(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limited = measured(model_folder, tmp_path, "topic", limit=1)["cldr_topic_mlt_Latn"]
+    complete = replace(limited, settings=limited.settings | {"limit": None})
+    rewrite_result(tmp_path / "tiny", complete)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "build_task", lambda *_, **__: pytest.fail("went on"))
+        with pytest.raises(
+            UserError, match=r"cldr_topic_mlt_Latn\.json was measured on all documents"
+        ) as caught:
+            measured(model_folder, tmp_path, "cloze", "topic", limit=1)
+    assert "\n" not in str(caught.value)
+    assert read_result(tmp_path / "tiny", "cldr_topic_mlt_Latn") == complete
+    assert measured(model_folder, tmp_path / "other", "topic", limit=1)["cldr_topic_mlt_Latn"] == limited
+
+
 def test_other_weights_or_another_tokenizer_are_measured_anew(
     model_folder: Path, other_folder: Path, no_bos_folder: Path, tmp_path: Path
 ):
@@ -444,6 +461,31 @@ def test_a_task_that_fails_is_one_line_and_the_others_are_kept(
     assert not where.exists()
 
 
+def test_a_model_that_cannot_be_loaded_is_one_line_and_the_next_goes_on(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    broken, output = tmp_path / "model", tmp_path / "eval"
+    shutil.copytree(model_folder, broken)
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}), encoding="utf-8")
+    where = output / "broken" / "errors" / "loading.txt"
+    capfd.readouterr()
+    with pytest.raises(TasksFailed, match=r"^2 of 4 tasks failed \(broken: cldr_"):
+        evaluate(
+            {"broken": broken, "tiny": model_folder},
+            suite=part("topic", "translation"),
+            languages=["mlt"],
+            output_dir=output,
+            limit=4,
+        )
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: broken cannot be loaded: ")
+    assert errors[0].endswith(f"(where: {where})")
+    assert "Traceback" in where.read_text(encoding="utf-8")
+    assert len(list((output / "tiny").glob("*.json"))) == 2
+
+
 def test_a_result_is_read_as_the_suite_of_today_reads_it(model_folder: Path, tmp_path: Path):
     first = measured(model_folder, tmp_path, "topic")["cldr_topic_mlt_Latn"]
     suite = part("topic")
@@ -479,3 +521,30 @@ def test_a_model_of_any_seed_is_near_chance(tmp_path: Path, bos_tokenizer: Any):
     for title in ("topic", "cloze", "translation"):
         score = results[f"cldr_{title}_mlt_Latn"].scores["acc"]
         assert abs(score.value - 0.25) < 0.2
+
+
+def shortened(folder: Path, to: Path, context_length: int) -> Path:
+    """The same model, which says that it takes fewer tokens."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text(encoding="utf-8"))
+    (to / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context_length}))
+    return to
+
+
+def test_what_a_short_context_cuts_is_told_and_recorded(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The settings say how much a model takes; of its windows, only where they decide the number."""
+    folder = shortened(model_folder, tmp_path / "short", 40)
+    results = measured(folder, tmp_path / "eval", "topic", "bits_per_byte", limit=2)
+    choice, per_byte = results["cldr_topic_mlt_Latn"], results["cldr_bits_per_byte_mlt_Latn"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    whole = [document["context"] + answer for document in asked(topic)[:2] for answer in document["choices"]]
+    too_long = sum(len(tokenizer(text).input_ids) > 40 + 1 for text in whole)  # the last token is not fed
+    assert (choice.num_truncated, per_byte.num_truncated) == (too_long, 0) == (5, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tiny: cldr_topic_mlt_Latn: 5 of 8 requests were longer than the 40 tokens that the model takes, and lost their beginning"
+    ]
+    assert (choice.settings["context_length"], per_byte.settings["rolling_window"]) == (40, 40)
+    assert "rolling_window" not in choice.settings
+    assert read_result(tmp_path / "eval" / "tiny", choice.task) == choice

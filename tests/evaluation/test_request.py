@@ -24,6 +24,7 @@ ASKED = EvalRequest(
     batch_size=3,
     limit=4,
     backend="hf",
+    dtype="bfloat16",
 )
 
 

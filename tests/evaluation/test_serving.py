@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lape_ds.corpora.cldr import sample_records
+from lape_ds.evaluation import lm
 from lape_ds.evaluation.lm import ModelSettings, ModelSource
-from lape_ds.evaluation.serving import RequestsFailed, ServedModel, divide, serve
+from lape_ds.evaluation.serving import RequestsFailed, ServedModel, _pieces, divide, serve
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint
+from tests.evaluation.conftest import MAX_LENGTH
 from tests.evaluation.eval_ranks import Job
 from tests.evaluation.test_harness import by_hand
 
@@ -61,10 +64,17 @@ def ask(folder: str, batch_size: int, out: str) -> None:
     else:
         code = 0
         with ServedModel() as model:
-            model.load(
-                source(folder), ModelSettings(batch_size=batch_size), weights=fingerprint(Path(folder))
-            )
-            with pytest.raises(RequestsFailed, match=r"rank 1 on .*AssertionError: .*max tokens to generate"):
+            settings, weights = ModelSettings(batch_size=batch_size), fingerprint(Path(folder))
+            with pytest.raises(RequestsFailed, match=r"^rank 0 on .*"):
+                model.load(replace(source(folder), pack=Path(out)), settings, weights=weights)
+            model.load(source(folder), settings, weights=weights)
+            model.advance = broken_pipe  # the other rank's answers are on their way
+            with pytest.raises(BrokenPipeError):
+                answers(model, {"loglikelihood": [("", text) for text in texts(40)]})
+            model.advance = lambda share: None
+            with pytest.raises(
+                RequestsFailed, match=r"rank 1 on .*: answers may have 9999 tokens here, and the model"
+            ):
                 answers(
                     model, {"generate_until": [("long", WRITING), ("a", WRITING | {"max_gen_toks": 9999})]}
                 )
@@ -77,14 +87,20 @@ def ask(folder: str, batch_size: int, out: str) -> None:
     ranks.leave(code)
 
 
+def broken_pipe(share: float) -> None:
+    raise BrokenPipeError
+
+
 def source(folder: str) -> ModelSource:
     return ModelSource("tiny", folder)
 
 
-def alone(folder: Path, batch_size: int) -> dict[str, list[Any]]:
+def alone(
+    folder: Path, batch_size: int, requests: dict[str, list[tuple[Any, ...]]] | None = None
+) -> dict[str, list[Any]]:
     with ServedModel() as model:
         model.load(source(str(folder)), ModelSettings(batch_size=batch_size), weights=fingerprint(folder))
-        return answers(model, asked())
+        return answers(model, requests or asked())
 
 
 def assert_alike(found: dict[str, list[Any]], expected: dict[str, list[Any]]) -> None:
@@ -118,6 +134,19 @@ def test_every_request_is_in_one_share_and_contexts_stay_together(num_shares: in
     assert max(loads) - min(loads) <= max(count * (len(context) + 8) for context, count in of_context.items())
     if num_shares <= len(of_context):
         assert all(shares)
+
+
+def test_requests_that_all_have_one_context_are_divided():
+    """As where a benchmark's documents are whole sentences, after nothing."""
+    requests: list[tuple[Any, ...]] = [("", "x" * (number % 90)) for number in range(1000)]
+    shares = divide(requests, 4)
+    assert Counter(number for share in shares for number in share) == Counter(range(1000))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 32
+    loads = [sum(len(requests[number][1]) for number in share) for share in shares]
+    assert max(loads) - min(loads) <= 16 * 90
+    pieces = list(_pieces([requests[number] for number in shares[0]], 8))
+    assert [one for piece in pieces for one in piece] == [requests[number] for number in shares[0]]
+    assert max(map(len, pieces)) <= 8 + 16
 
 
 def test_two_ranks_answer_as_one_does_with_another_batch_size(model_folder: Path, tmp_path: Path):
@@ -167,6 +196,60 @@ def test_a_continuation_that_the_tokenizer_joins_to_the_context_is_scored(model_
         model.load(source(str(model_folder)), ModelSettings(), weights=fingerprint(model_folder))
         found = answers(model, {"loglikelihood": joined})["loglikelihood"]
     assert [score for score, _ in found] == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_rolling_windows_are_capped_and_what_is_cut_is_counted(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    text = "\n".join(texts(9))
+    window = 32
+    tokens = tokenizer(text, add_special_tokens=False).input_ids[: 2 * window + 5]
+    text, row, rolled = tokenizer.decode(tokens), [tokenizer.bos_token_id, *tokens], 0.0
+    for start in range(0, len(tokens), window):
+        stop = min(start + window, len(tokens))
+        rolled += by_hand(model_folder, row[max(0, stop - window) : start + 1], tokens[start:stop])
+    context = text[: len(text) // 2 + 20]  # more tokens than a window
+    whole, own = tokenizer(context + " a").input_ids, tokenizer(context).input_ids
+    assert window < len(own) < MAX_LENGTH
+    monkeypatch.setattr(lm, "LONGEST_WINDOW", window)
+    with ServedModel() as model:
+        model.load(source(str(model_folder)), ModelSettings(), weights=fingerprint(model_folder))
+        found = answers(model, {"loglikelihood_rolling": [(text,)], "loglikelihood": [(context, " a")]})
+        assert found["loglikelihood_rolling"] == pytest.approx([rolled], rel=1e-5)
+        score = by_hand(model_folder, whole[: len(own)], whole[len(own) :])
+        assert found["loglikelihood"][0][0] == pytest.approx(score, rel=1e-4)
+        assert model.num_truncated == 0
+        room = WRITING | {"max_gen_toks": MAX_LENGTH - 20}
+        answers(
+            model,
+            {"loglikelihood": [(3 * text, " a"), ("b", " a")], "generate_until": [(text, room), ("b", room)]},
+        )
+        assert model.num_truncated == 2
+
+
+def test_long_requests_are_fewer_at_a_time(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A batch's logits are held as a whole: their size must not grow with the prompts."""
+    requests = {name: of for name, of in asked().items() if name != "generate_until"}
+    expected = alone(model_folder, 1, requests)
+    shapes: list[tuple[int, int]] = []
+    call = lm.HarnessModel._model_call
+
+    def spy(model: Any, rows: torch.Tensor, **settings: Any) -> torch.Tensor:
+        shapes.append((rows.shape[0], rows.shape[1]))
+        return call(model, rows, **settings)
+
+    monkeypatch.setattr(lm.HarnessModel, "_model_call", spy)
+    monkeypatch.setattr(lm, "_TOKENS_PER_REQUEST", 16)
+    found = alone(model_folder, 8, requests)
+    assert all(rows == 1 or rows * length <= 8 * 16 for rows, length in shapes)
+    assert max(rows for rows, _ in shapes) > 2
+    assert max(length for _, length in shapes) > 8 * 16 / 2
+    for method, answered in expected.items():
+        numbers = [
+            [one[0] if isinstance(one, tuple) else one for one in of] for of in (found[method], answered)
+        ]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
 
 
 def test_a_checkpoints_own_way_of_writing_is_not_used(model_folder: Path, tmp_path: Path):

@@ -14,7 +14,15 @@ from lape_ds.evaluation.comparing.reading import HASHES, Samples
 from lape_ds.evaluation.results import TaskResult
 
 # What a result says of the model and not of how it was measured.
-MODEL_SETTINGS = ("model_fingerprint", "pack_fingerprint", "config_sha256", "tokenizer_sha256")
+MODEL_SETTINGS = (
+    "model_fingerprint",
+    "pack_fingerprint",
+    "config_sha256",
+    "tokenizer_sha256",
+    "attn_implementation",  # some have no other than eager
+    "context_length",
+    "special_token_ids",
+)
 _READING = ("num_documents", "metric", "direction", "random_baseline")
 _SHOWN = 40  # characters of a value
 

@@ -47,13 +47,14 @@ class Row:
     """A task, or a mean over tasks.
 
     Attributes:
-        name: The task's; of a mean, what it is of and of which language.
+        name: The task's; of a mean, what it is of, of which suite and language.
         title: The suite's name of the task; of a mean, what it is of.
         language: Canonical code, or `all`.
         metric: As the harness calls it.
         direction: Which way is better.
         random_baseline: A guesser's score; None where guessing has none, and of means, which are rescaled by it.
         num_documents: In all.
+        suite: Of a mean, whose tasks; None of a task, and where results do not tell theirs.
         tasks: Of a mean, the tasks in it.
         models: Label -> that model against the base.
     """
@@ -65,6 +66,7 @@ class Row:
     direction: Literal["higher", "lower"]
     random_baseline: float | None
     num_documents: int
+    suite: str | None
     tasks: tuple[str, ...]
     models: dict[str, Compared]
 
@@ -106,16 +108,23 @@ class _Mean:
     """What is averaged.
 
     Attributes:
+        suite: Whose tasks; None where results do not tell.
         kind: `accuracy` or a metric.
         language: Or `all`.
         weights: Task -> weight; they sum to 1 but for the rescaling.
         offset: What the weighted sum of scores is too large by.
     """
 
+    suite: str | None
     kind: str
     language: str
     weights: dict[str, float]
     offset: float
+
+    @property
+    def name(self) -> str:
+        """E.g. `mean accuracy, monolingual, mlt_Latn`."""
+        return ", ".join(filter(None, (f"mean {self.kind}", self.suite, self.language)))
 
 
 def compare(
@@ -137,7 +146,7 @@ def compare(
     base, *labels = results
     read = paired_tasks(folders, results)
     paired = {task: one for task, one in read.items() if isinstance(one, Paired)}
-    means = _means(results[base], paired)
+    means = _means(_suites(results), results[base], paired)
     with Progress("resampling", total=len(paired) * num_resamples, unit="resamples") as bar:
         found, averaged = estimate(
             paired,
@@ -191,7 +200,34 @@ def _kind(result: TaskResult, paired: Paired) -> str:
     return ACCURACY if is_mean and chance is not None and 0 <= chance < 1 else result.metric
 
 
-def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> dict[str, _Mean]:
+def _suites(results: Mapping[str, Mapping[str, TaskResult]]) -> dict[str | None, list[str]]:
+    """Suite -> the tasks that every model was measured on for it; None -> those of which that is not known."""
+    first, *others = results.values()
+    found: dict[str | None, list[str]] = {}
+    for task, result in first.items():
+        common = [suite for suite in result.suites if all(suite in model[task].suites for model in others)]
+        for suite in common or [None]:
+            found.setdefault(suite, []).append(task)
+    return dict(sorted(found.items(), key=lambda one: (one[0] is None, one[0] or "")))
+
+
+def _means(
+    suites: Mapping[str | None, Sequence[str]],
+    results: Mapping[str, TaskResult],
+    paired: Mapping[str, Paired],
+) -> dict[str, _Mean]:
+    """Of each suite by itself: over all suites, what one is to gain and another must not lose would cancel out."""
+    means = [
+        mean
+        for suite, tasks in suites.items()
+        for mean in _suite_means(suite, results, {task: paired[task] for task in tasks if task in paired})
+    ]
+    return {mean.name: mean for mean in means}
+
+
+def _suite_means(
+    suite: str | None, results: Mapping[str, TaskResult], paired: Mapping[str, Paired]
+) -> list[_Mean]:
     """Of each kind: over the tasks of each language that has several, and over languages, each weighing alike."""
     found: list[_Mean] = []
     kinds = {task: _kind(results[task], one) for task, one in paired.items()}
@@ -205,13 +241,13 @@ def _means(results: Mapping[str, TaskResult], paired: Mapping[str, Paired]) -> d
             language: [result for result in own if result.language == language]
             for language in sorted({result.language for result in own})
         }
-        found += [_mean(kind, name, [tasks]) for name, tasks in languages.items() if len(tasks) > 1]
+        found += [_mean(suite, kind, name, [tasks]) for name, tasks in languages.items() if len(tasks) > 1]
         if len(languages) > 1:
-            found.append(_mean(kind, ALL_LANGUAGES, list(languages.values())))
-    return {f"mean {mean.kind}, {mean.language}": mean for mean in found}
+            found.append(_mean(suite, kind, ALL_LANGUAGES, list(languages.values())))
+    return found
 
 
-def _mean(kind: str, language: str, groups: Sequence[Sequence[TaskResult]]) -> _Mean:
+def _mean(suite: str | None, kind: str, language: str, groups: Sequence[Sequence[TaskResult]]) -> _Mean:
     """Over groups of tasks, each of which weighs alike, as do the tasks within one."""
     weights, offset = {}, 0.0
     for tasks in groups:
@@ -219,7 +255,7 @@ def _mean(kind: str, language: str, groups: Sequence[Sequence[TaskResult]]) -> _
             chance = result.random_baseline if kind == ACCURACY else None
             weights[result.task] = 1 / (len(groups) * len(tasks) * (1 - (chance or 0.0)))
             offset += weights[result.task] * (chance or 0.0)
-    return _Mean(kind, language, weights, offset)
+    return _Mean(suite, kind, language, weights, offset)
 
 
 def _task_row(result: TaskResult, labels: Sequence[str], found: Sequence[Estimate]) -> Row:
@@ -231,6 +267,7 @@ def _task_row(result: TaskResult, labels: Sequence[str], found: Sequence[Estimat
         direction=result.direction,
         random_baseline=result.random_baseline,
         num_documents=result.num_documents,
+        suite=None,
         tasks=(),
         models=_unjudged(labels, found),
     )
@@ -242,13 +279,14 @@ def _mean_row(
     moved = [replace(one, base=one.base - mean.offset, value=one.value - mean.offset) for one in found]
     tasks = tuple(mean.weights)
     return Row(
-        name=f"mean {mean.kind}, {mean.language}",
+        name=mean.name,
         title=f"mean {mean.kind}",
         language=mean.language,
         metric=mean.kind,
         direction=results[tasks[0]].direction,
         random_baseline=None,
         num_documents=sum(results[task].num_documents for task in tasks),
+        suite=mean.suite,
         tasks=tasks,
         models=_unjudged(labels, moved),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lape_ds.errors import UserError
+from lape_ds.evaluation.naming import free_label, model_place, pack_place, run_place
 from lape_ds.evaluation.results import TaskResult, read_result
 from lape_ds.recipe import load_recipe
 
@@ -37,12 +38,13 @@ def result_folders(targets: Sequence[str]) -> dict[str, Path]:
 
     Args:
         targets: Folders of results, folders that hold such (`base` comes first), run folders or recipes (whose base
-            comes first too).
+            comes first too), and beside these packs and models that were measured with them.
 
     Raises:
         UserError: Something named has no results, or fewer than two models are named.
     """
-    found = dict.fromkeys(folder.resolve() for target in targets for folder in _folders(target))
+    named = _Named(targets)
+    found = dict.fromkeys(folder.resolve() for target in targets for folder in named.folders(target))
     labelled: dict[str, Path] = {}
     for folder in found:
         label = folder.name
@@ -59,28 +61,92 @@ def result_folders(targets: Sequence[str]) -> dict[str, Path]:
     return labelled
 
 
-def _folders(target: str) -> list[Path]:
-    path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
-        return _measured(load_recipe(path).output_dir / "eval", target)
-    if (path / "recipe.yaml").is_file():
-        measured = load_recipe(path / "recipe.yaml").output_dir / "eval"
-        both = [measured / "base", measured / path.resolve().name]
-        for folder in both:
+class _Named:
+    """The folders of what is named, by the labels that `lape-ds eval` gives to the same names."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self._labels: dict[str, str] = {}  # label -> what has it
+        paths = (_recipe_path(Path(target)) for target in targets)
+        first = next((path for path in paths if path is not None), None)
+        self._shared = None if first is None else load_recipe(first).output_dir / "eval"
+
+    def folders(self, target: str) -> list[Path]:
+        """Of one target.
+
+        Raises:
+            UserError: It has no results.
+        """
+        path = Path(target)
+        recipe = _recipe_path(path)
+        if recipe == path:
+            return _measured(load_recipe(path).output_dir / "eval", target)
+        if recipe is not None:
+            return self._of_run(path, recipe, target)
+        if _is_measured(path):
+            return [path]
+        if path.suffix == ".safetensors":
+            return self._beside_recipe(["base", self._label(pack_place(path))], target)
+        if self._shared is None or _in_order(path):
+            return _measured(path, target)
+        return self._beside_recipe([self._label(model_place(target))], target)
+
+    def _of_run(self, run_dir: Path, recipe: Path, target: str) -> list[Path]:
+        """Where the first recipe's results are, or by itself in its own recipe's."""
+        loaded = load_recipe(recipe)
+        own = loaded.output_dir / "eval"
+        model = loaded.model
+        base = self._label(Path(model.path), "base", f"{model.path}@{model.revision}")
+        named = [(self._shared or own) / label for label in (base, self._label(run_place(run_dir)))]
+        for both in (named, [own / "base", own / run_dir.resolve().name]):
+            if all(map(_is_measured, both)):
+                return both
+        raise _nothing_in(next(folder for folder in named if not _is_measured(folder)), target)
+
+    def _beside_recipe(self, labels: Sequence[str], target: str) -> list[Path]:
+        if self._shared is None:
+            raise UserError(
+                f"{target} does not say where its results are: name the folder that `lape-ds eval --output` wrote"
+            )
+        found = [self._shared / label for label in labels]
+        for folder in found:
             if not _is_measured(folder):
-                raise UserError(f"no results in {folder}: run `lape-ds eval {target}` first")
-        return both
-    return [path] if _is_measured(path) else _measured(path, target)
+                raise _nothing_in(folder, target)
+        return found
+
+    def _label(self, place: Path, own: str | None = None, key: str | None = None) -> str:
+        own, key = own or place.name, key or str(place)
+        known = next((label for label, named in self._labels.items() if named == key), None)
+        label = known or free_label(own, place, self._labels)
+        self._labels[label] = key
+        return label
+
+
+def _recipe_path(path: Path) -> Path | None:
+    """The recipe that a target is, or that its run folder has."""
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else None
+
+
+def _nothing_in(folder: Path, target: str) -> UserError:
+    there = [path.name for path in _in_order(folder.parent)]
+    has = f"{folder.parent} has {', '.join(there) or 'none'}"
+    return UserError(f"no results in {folder} ({has}): run `lape-ds eval {target}` first")
 
 
 def _measured(folder: Path, target: str) -> list[Path]:
-    """The folders of results in a folder, base first and random controls last, as everywhere."""
-    found = [path for path in folder.iterdir() if _is_measured(path)] if folder.is_dir() else []
+    found = _in_order(folder)
     if not found:
         raise UserError(
             f"{target}: no results in {folder}; name a folder of `lape-ds eval` (such as runs/x/eval/base, or "
             "runs/x/eval for all in it), or a run or recipe that it has measured"
         )
+    return found
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The folders of results in a folder, base first and random controls last, as everywhere."""
+    found = [path for path in folder.iterdir() if _is_measured(path)] if folder.is_dir() else []
     return sorted(found, key=lambda path: (path.name != "base", path.name.startswith("random"), path.name))
 
 

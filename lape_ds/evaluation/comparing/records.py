@@ -31,7 +31,7 @@ def as_json(comparison: Comparison, *, command: str) -> dict[str, Any]:
             "seed": comparison.seed,
             "p": "two-sided; exact McNemar where documents are right or wrong, else of the interval's bootstrap",
             "p_holm": "Holm over all tasks and models; over all means and models",
-            "mean_accuracy": "(score - chance) / (1 - chance), mean over tasks of a language, mean over languages",
+            "mean_accuracy": "(score - chance) / (1 - chance), mean over a suite's tasks of a language, mean over languages",
         },
         "base": comparison.base,
         "models": {
@@ -48,6 +48,7 @@ def _row(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "title": row.title,
+        "suite": row.suite,
         "language": None if row.language == ALL_LANGUAGES else row.language,
         "metric": row.metric,
         "unit": unit(row),

@@ -31,8 +31,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     for start in range(0, len(labels), most):
         some = labels[start : start + most]
         console.print(_table("tasks", comparison, comparison.tasks, some), "")
-        if comparison.means:
-            console.print(_table("means over tasks", comparison, comparison.means, some), "")
+        for suite, rows in _by_suite(comparison.means).items():
+            console.print(_table(_means_title("means", suite), comparison, rows, some), "")
     for line in [*notes(comparison), *caption(comparison)]:
         console.print(line, highlight=False, style="dim")
 
@@ -52,7 +52,8 @@ def caption(comparison: Comparison) -> list[str]:
     ]
     if comparison.means:
         lines.append(
-            "mean accuracy: (score − chance) / (1 − chance), averaged over the tasks of a language; all: over languages."
+            "mean accuracy: (score − chance) / (1 − chance), averaged over a suite's tasks of a language; all: over "
+            "languages."
         )
     return lines
 
@@ -83,6 +84,17 @@ def _count(comparison: Comparison, label: str) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def _by_suite(means: Sequence[Row]) -> dict[str | None, list[Row]]:
+    found: dict[str | None, list[Row]] = {}
+    for row in means:
+        found.setdefault(row.suite, []).append(row)
+    return found
+
+
+def _means_title(what: str, suite: str | None) -> str:
+    return f"{what} over tasks" + ("" if suite is None else f" of {suite}")
 
 
 def _table(title: str, comparison: Comparison, rows: Sequence[Row], labels: Sequence[str]) -> Table:
@@ -140,8 +152,8 @@ def markdown(comparison: Comparison, *, command: str) -> str:
     labels = list(comparison.folders)[1:]
     parts = [f"# {', '.join(labels)} against {comparison.base}", ""]
     parts += _markdown_table(comparison, comparison.tasks, labels)
-    if comparison.means:
-        parts += ["", "## Means over tasks", "", *_markdown_table(comparison, comparison.means, labels)]
+    for suite, rows in _by_suite(comparison.means).items():
+        parts += ["", f"## {_means_title('Means', suite)}", "", *_markdown_table(comparison, rows, labels)]
     parts += ["", *(f"{line}\n" for line in [*notes(comparison), *caption(comparison)])]
     return "\n".join([*parts, f"`{command}`", ""])
 

@@ -95,6 +95,26 @@ def test_what_may_be_named(recipe: Path, output: Path, monkeypatch: pytest.Monke
     }
 
 
+def test_runs_packs_and_models_have_the_labels_of_the_evaluation(recipe: Path, output: Path, tmp_path: Path):
+    run, other = output.parent / "train" / "subnetwork", tmp_path / "b" / "train" / "subnetwork"
+    other.mkdir(parents=True)
+    text = recipe.read_text(encoding="utf-8")
+    moved = text.replace(f"output_dir: {tmp_path}", f"output_dir: {tmp_path / 'b'}")
+    (other / "recipe.yaml").write_text(moved, encoding="utf-8")
+    for label in ("b-subnetwork", "mine", "Qwen3"):
+        write_model(output / label)
+    pack = str(tmp_path / "mine.safetensors")
+    assert list(result_folders([str(run), str(other), pack, "Qwen/Qwen3"])) == [
+        "base", "subnetwork", "b-subnetwork", "mine", "Qwen3",
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"mine\.safetensors does not say where its results are: name the folder"
+    ):
+        result_folders([pack])
+    with pytest.raises(UserError, match=r"no results in .*eval/gone \(.*eval has base, .*mine"):
+        result_folders([str(run), "org/gone"])
+
+
 def test_two_folders_of_one_name_get_longer_ones(output: Path, tmp_path: Path):
     write_model(tmp_path / "again" / "base")
     assert list(result_folders([str(output / "base"), str(tmp_path / "again" / "base")])) == [
@@ -107,7 +127,9 @@ def test_what_has_no_results_is_refused(recipe: Path, output: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"finds base: name a base and another"):
         result_folders([str(output / "base")])
     with pytest.raises(
-        UserError, match=r"no results in .*eval/not-measured: run `lape-ds eval .*not-measured`"
+        UserError,
+        match=r"no results in .*eval/not-measured \(.*eval has base, subnetwork, random-seed0\): "
+        r"run `lape-ds eval .*not-measured`",
     ):
         result_folders([str(output.parent / "train" / "not-measured")])
     with pytest.raises(UserError, match=r"nowhere: no results in nowhere; name a folder of `lape-ds eval`"):
@@ -237,7 +259,7 @@ def test_models_that_the_harness_has_measured(model_folder: Path, other_folder: 
         assert same.verdict == "no difference shown"
     bits = next(row for row in found.tasks if row.title == "bits_per_byte").models["other"]
     assert bits.estimate.half_width
-    assert [(row.name, len(row.tasks)) for row in found.means] == [("mean accuracy, mlt_Latn", 3)]
+    assert [(row.name, len(row.tasks)) for row in found.means] == [("mean accuracy, quickstart, mlt_Latn", 3)]
     show(found, Console(file=io.StringIO()))
 
     evaluate({"base": model_folder}, suite="quickstart", languages=["mlt"], output_dir=tmp_path, limit=12)

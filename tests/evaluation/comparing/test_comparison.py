@@ -14,6 +14,7 @@ import pytest
 from lape_ds.errors import UserError
 from lape_ds.evaluation.comparing.comparison import Comparison, compare
 from lape_ds.evaluation.comparing.statistics import mcnemar
+from lape_ds.evaluation.comparing.tables import markdown
 from lape_ds.evaluation.results import Score
 from tests.evaluation.comparing.written import SETTINGS, answers, change_result, write_task
 
@@ -88,6 +89,33 @@ def test_means_are_rescaled_by_chance_and_weigh_languages_alike(tmp_path: Path):
     assert everything.base == pytest.approx((5 / 12 + 1 / 3) / 2)
     assert everything.models["run"].estimate.difference == pytest.approx(1 / 6 / 2)
     assert (len(maltese.tasks), len(everything.tasks)) == (2, 3)
+
+
+def test_means_are_of_one_suite_each_so_that_gain_and_loss_do_not_cancel(tmp_path: Path):
+    half, more, less = ([1.0] * num + [0.0] * (40 - num) for num in (20, 30, 10))
+    for label, gained, lost in (("base", half, half), ("run", more, less)):
+        for title in ("topic", "piqa"):
+            write_task(tmp_path / label, gained, title=title, suites=["trained", "both"])
+            write_task(tmp_path / label, lost, title=title, language="kat_Geor", suites=["kept", "both"])
+        # Measured for a suite, but not of every model.
+        suites = ["trained"] if label == "base" else ["kept"]
+        write_task(tmp_path / label, half, title="alone", suites=suites)
+    found = compared(tmp_path)
+    means = {row.name: row.models["run"].estimate.difference for row in found.means}
+    assert means == pytest.approx(
+        {
+            "mean accuracy, both, kat_Geor": -1 / 3,
+            "mean accuracy, both, mlt_Latn": 1 / 3,
+            "mean accuracy, both, all": 0,
+            "mean accuracy, kept, kat_Geor": -1 / 3,
+            "mean accuracy, trained, mlt_Latn": 1 / 3,
+        }
+    )
+    assert [row.suite for row in found.means] == ["both"] * 3 + ["kept", "trained"]
+    text = markdown(found, command="lape-ds compare")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## Means over tasks of {suite}" for suite in ("both", "kept", "trained")
+    ]
 
 
 def test_bits_per_byte_and_chrf_have_means_of_their_own(tmp_path: Path):
