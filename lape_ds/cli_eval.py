@@ -33,7 +33,10 @@ def evaluate(
         str | None, typer.Option(help="Comma-separated names or paths; the recipe's if not given.")
     ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; those that a suite is for if not given.")
+        str | None,
+        typer.Option(
+            help="Comma-separated, for suites without a list of their own; the recipe's if not given."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,

@@ -64,6 +64,7 @@ def test_the_papers_recipes_hold_its_settings() -> None:
         assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 1e-4, 0.01)
         assert (recipe.train.block_length, recipe.train.micro_batch_size) == (512, 2)
         assert (recipe.train.gradient_clipping, recipe.train.epochs) == (1.0, 1.0)
+        assert recipe.eval.suites == ["monolingual", "general", "multilingual-retention"]
 
 
 def test_loads_yaml_1_2_and_resolves_languages(recipe_file: Path) -> None:

@@ -5,7 +5,7 @@ After the harness; on the first rank alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.harness import Measured, Results, measure
-from lape_ds.evaluation.heldout import with_heldout
+from lape_ds.evaluation.heldout import HOW_TO_GIVE_TEXT, wants_text, with_heldout
 from lape_ds.evaluation.lm import ModelSettings
 from lape_ds.evaluation.prefetch import prefetch
 from lape_ds.evaluation.request import EvalRequest
@@ -21,6 +21,7 @@ from lape_ds.evaluation.serving import ServedModel
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import (
     LeftOut,
+    NothingToRun,
     PlannedTask,
     Suite,
     left_out,
@@ -39,6 +40,7 @@ class _Part:
     suite: Suite
     planned: list[PlannedTask]
     left_out: list[LeftOut]
+    without_text: list[PlannedTask]  # of held-out text, where no recipe holds any
 
 
 def evaluate_command(request: EvalRequest) -> Results:
@@ -51,7 +53,7 @@ def evaluate_command(request: EvalRequest) -> Results:
     recipe = request.recipe()
     output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
     sources = named_models(request.targets, request.overrides, packs_dir=output_dir / "packs")
-    parts = [_part(load_suite(name), request, recipe) for name in _suite_names(request, recipe)]
+    parts = _parts(request, recipe)
     if request.prefetch:
         models = {one.label: (one.path, one.revision) for one in sources}
         prefetch(models, _each_once(parts), recipe=recipe, output_dir=output_dir)
@@ -92,12 +94,35 @@ def _suite_names(request: EvalRequest, recipe: Recipe | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _parts(request: EvalRequest, recipe: Recipe | None) -> list[_Part]:
+    """The suites that have something to run; of another a line is printed.
+
+    Raises:
+        UserError: None has.
+    """
+    parts: list[_Part] = []
+    reasons: list[NothingToRun] = []
+    for suite in [load_suite(name) for name in _suite_names(request, recipe)]:
+        try:
+            parts.append(_part(suite, request, recipe))
+        except NothingToRun as error:
+            reasons.append(error)
+    if not parts:
+        raise reasons[0]
+    for reason in reasons:
+        print(f"left out: {reason}", flush=True)
+    return parts
+
+
 def _part(suite: Suite, request: EvalRequest, recipe: Recipe | None) -> _Part:
-    languages = request.languages
-    if not languages and recipe is not None:
-        identified = recipe.languages.identify
-        languages = suite_languages(suite, trained=recipe.trained_languages, identified=identified)
-    return _Part(suite, plan(suite, languages), left_out(suite, languages))
+    trained, identified = (recipe.trained_languages, recipe.languages.identify) if recipe else ([], [])
+    languages = suite_languages(suite, trained=trained, identified=identified, named=request.languages)
+    planned = plan(suite, languages)
+    without_text = [] if recipe else [one for one in planned if wants_text(one)]
+    planned = [one for one in planned if one not in without_text]
+    if not planned:
+        raise NothingToRun(f"suite {suite.name} has no text to measure on: {HOW_TO_GIVE_TEXT}")
+    return _Part(suite, planned, left_out(suite, languages), without_text)
 
 
 def _each_once(parts: Sequence[_Part]) -> list[PlannedTask]:
@@ -133,19 +158,25 @@ def _show(parts: Sequence[_Part], measured: Measured, output_dir: Path) -> None:
         # Without the held-out text of languages that have none.
         shown = [one for one in part.planned if measured.knows(one.name)]
         console.print(side_by_side(shown, measured.results, title=f"{part.suite.name} suite"))
-        if part.left_out:
-            console.print(_left_out_line(part), soft_wrap=True, markup=False, highlight=False)
+        for line in _left_out_lines(part):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"results and samples: {output_dir}", soft_wrap=True, markup=False)
     if len(labels) > 1:
         named = " ".join(str(output_dir / label) for label in labels)
         console.print(f"what is significant: lape-ds compare {named}", soft_wrap=True, markup=False)
 
 
-def _left_out_line(part: _Part) -> str:
+def _left_out_lines(part: _Part) -> Iterator[str]:
     """E.g. `left out: opus (mlt_Latn), sib (mlt_Latn, eng_Latn); why: lape-ds suites monolingual --languages …`."""
+    if part.left_out:
+        codes = ",".join(dict.fromkeys(one.language for one in part.left_out))
+        yield f"left out: {_named(part.left_out)}; why: lape-ds suites {part.suite.name} --languages {codes}"
+    if part.without_text:
+        yield f"left out: {_named(part.without_text)}; why: there is no text to measure on: {HOW_TO_GIVE_TEXT}"
+
+
+def _named(tasks: Sequence[LeftOut | PlannedTask]) -> str:
     languages: dict[str, list[str]] = {}
-    for one in part.left_out:
+    for one in tasks:
         languages.setdefault(one.title, []).append(one.language)
-    named = ", ".join(f"{title} ({', '.join(codes)})" for title, codes in languages.items())
-    codes = ",".join(dict.fromkeys(one.language for one in part.left_out))
-    return f"left out: {named}; why: lape-ds suites {part.suite.name} --languages {codes}"
+    return ", ".join(f"{title} ({', '.join(codes)})" for title, codes in languages.items())

@@ -35,7 +35,7 @@ from lape_ds.training.texts import heldout_part, heldout_text
 from lape_ds.writing import told_if_unwritable, write_json, write_text
 
 TASK = "heldout_bits_per_byte"
-_HOW_TO_GIVE_TEXT = (
+HOW_TO_GIVE_TEXT = (
     "name a recipe or a run, whose corpus holds text out, or give the task a file in a suite of your own: "
     'metadata: {path: "text/{code}.jsonl"}'
 )
@@ -59,10 +59,10 @@ def documents(
     if fault is not None:
         raise UserError(fault)
     if path is None:
-        raise UserError(f"task {TASK} has no text: {_HOW_TO_GIVE_TEXT}")
+        raise UserError(f"task {TASK} has no text: {HOW_TO_GIVE_TEXT}")
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"task {TASK}: no such file {file}; {_HOW_TO_GIVE_TEXT}")
+        raise UserError(f"task {TASK}: no such file {file}; {HOW_TO_GIVE_TEXT}")
     texts = []
     for item in read_file(file, FilesSource(kind="files", path=path, column=column)):
         if item.problem is not None:
@@ -72,6 +72,11 @@ def documents(
     if not texts:
         raise UserError(f"task {TASK}: {file} holds no document; give it some, or leave the language out")
     return {"test": Dataset.from_list(texts)}
+
+
+def wants_text(planned: PlannedTask) -> bool:
+    """Whether it measures a recipe's text, and no file of its own."""
+    return planned.harness_task == TASK and "path" not in planned.metadata
 
 
 def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: Path) -> list[PlannedTask]:
@@ -88,13 +93,13 @@ def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: 
     Raises:
         UserError: There is no recipe; or its model, which the tokenizer is of, is not there.
     """
-    wanting = [one.harness_task == TASK and "path" not in one.metadata for one in planned]
+    wanting = [wants_text(one) for one in planned]
     languages = dict.fromkeys(one.language for one in compress(planned, wanting))
     if not languages:
         return list(planned)
     if recipe is None:
         title = next(one.title for one in compress(planned, wanting))
-        raise UserError(f"suite task {title!r} has no text to measure on: {_HOW_TO_GIVE_TEXT}")
+        raise UserError(f"suite task {title!r} has no text to measure on: {HOW_TO_GIVE_TEXT}")
     tokenizer = load_tokenizer(recipe_model(recipe))
     given = {code: _given(code, recipe, tokenizer, folder / "heldout") for code in languages}
     return [

@@ -31,7 +31,7 @@ class EvalRequest:
         targets: Recipes, run folders, models (folder or hub id).
         overrides: `key=value` for recipes and runs.
         suites: Names or paths; empty: the recipe's, or `quickstart`.
-        languages: Any names; empty: those of the recipe that a suite is for.
+        languages: Any names, for suites that are for the recipe's; empty: those of the recipe.
         output_dir: Where results go; None: `eval/` in the recipe's output folder.
         batch_size: None: the recipe's, or 16.
         limit: Documents per task; None: the recipe's, or all.
@@ -64,7 +64,8 @@ class EvalRequest:
             raise UserError(
                 f"{self.overrides[0]} changes a recipe, and none is named: name a recipe or a run, or leave it out"
             )
-        if not self.languages or self.output_dir is None:
+        # A suite may have languages of its own; the one that is run if none is named has not.
+        if not (self.languages or self.suites) or self.output_dir is None:
             raise UserError(
                 "models alone say neither language nor output folder: give --languages (mlt,eng) and --output DIR"
             )

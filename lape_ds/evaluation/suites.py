@@ -62,10 +62,14 @@ class Suite(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     include: str | None = None  # another suite, by name or path, whose tasks come first
-    # Which languages it is run for if the user names none: the recipe's trained ones, those that it identifies but does
-    # not train, both, the trained and the first two others, or these.
+    # Which languages it is run for: the recipe's trained ones, those that it identifies but does not train, both, the
+    # trained and the first two others, for all of which the user may name others; or always these.
     languages: Literal["trained", "untrained", "all", "few"] | list[LanguageCode] = "trained"
     tasks: dict[str, SuiteTask] = Field(default_factory=dict)
+
+
+class NothingToRun(UserError):
+    """A suite has nothing for the languages asked for; other suites may have."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
         languages: Any name or code of each language; doubles count once. What a task does not have is left out.
 
     Raises:
-        UserError: Unknown language, or nothing left to run.
+        NothingToRun: Nothing is left.
+        UserError: Unknown language.
     """
     found = _found(languages)
     planned = [
@@ -140,7 +145,7 @@ def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
     ]
     if not planned:
         codes = ", ".join(language.code for language in found) or "no language"
-        raise UserError(
+        raise NothingToRun(
             f"suite {suite.name} has no task for {codes}: name another with --languages "
             f"(`lape-ds suites {suite.name}` lists what it has)"
         )
@@ -161,27 +166,33 @@ def left_out(suite: Suite, languages: Sequence[str]) -> list[LeftOut]:
     ]
 
 
-def suite_languages(suite: Suite, *, trained: Sequence[str], identified: Sequence[str]) -> list[str]:
-    """Which languages a suite is for if the user names none.
+def suite_languages(
+    suite: Suite, *, trained: Sequence[str], identified: Sequence[str], named: Sequence[str] = ()
+) -> list[str]:
+    """Which languages a suite is run for.
 
     Args:
-        suite: Its `languages` decides.
+        suite: If its `languages` is a list, it is run for these whatever is named.
         trained: Any name or code of each language that the recipe trains.
         identified: The same of all that it knows.
+        named: The same of those that the user names, in place of the recipe's.
 
     Returns:
         Canonical codes, each once.
 
     Raises:
-        UserError: Unknown language, or none is left.
+        NothingToRun: There are no such languages.
+        UserError: Unknown language.
     """
+    asked = [language.code for language in _found(named)]
     own = [language.code for language in _found(trained)]
     others = [language.code for language in _found(identified) if language.code not in own]
     chosen = {"trained": own, "untrained": others, "all": own + others, "few": own + others[:NUM_FEW_OTHERS]}
-    codes = chosen[suite.languages] if isinstance(suite.languages, str) else list(suite.languages)
+    codes = asked or chosen[suite.languages] if isinstance(suite.languages, str) else suite.languages
     if not codes:
-        raise UserError(
-            f"suite {suite.name} is for {suite.languages} languages and the recipe has none: name some with --languages"
+        raise NothingToRun(
+            f"suite {suite.name} is for {suite.languages} languages and there are none: name some with --languages, or a recipe "
+            "that has some"
         )
     return list(dict.fromkeys(codes))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lape_ds.errors import UserError
-from lape_ds.evaluation.command import evaluate_command
+from lape_ds.evaluation.command import _each_once, _parts, evaluate_command
 from lape_ds.evaluation.harness import Results
 from lape_ds.evaluation.request import EvalRequest
 from lape_ds.evaluation.serving import TasksFailed
@@ -20,6 +20,7 @@ from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
 from lape_ds.subnetwork.pack import Pack, Vectors, neuron_vectors
+from tests.processes import REPO
 
 RECIPE = """\
 name: tiny
@@ -275,3 +276,49 @@ def test_a_suite_is_run_in_its_languages_and_what_is_left_out_is_told(
         shown = capsys.readouterr().out
         told = "left out: translation (eng_Latn); why: lape-ds suites own --languages eng_Latn"
         assert (told in shown.splitlines()) == ("eng_Latn" in expected)
+
+
+def own_suite(folder: Path, name: str, languages: str | list[str], tasks: dict[str, Any]) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps({"name": name, "languages": languages, "tasks": tasks}), encoding="utf-8")
+    return str(path)
+
+
+def test_what_has_nothing_to_run_is_left_out_and_the_rest_goes_on(
+    recipe: Path, tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    topic = load_suite("quickstart").tasks["topic"].model_dump(mode="json", exclude_defaults=True)
+    text = {"task": "heldout_bits_per_byte", "metric": "bits_per_byte", "direction": "lower"}
+    english = own_suite(tmp_path, "english", ["eng"], {"topic": topic | {"languages": ["eng"]}})
+    other = own_suite(tmp_path, "other", "untrained", {"topic": topic})
+    with_text = own_suite(tmp_path, "with_text", "trained", {"text": text, "topic": topic})
+    text_only = own_suite(tmp_path, "text_only", "trained", {"text": text})
+    model: dict[str, Any] = {"output_dir": tmp_path / "out", "limit": 1}
+
+    suites = [english, text_only, with_text]
+    results = measured(str(model_folder), suites=suites, languages=["mlt"], **model)
+    assert list(results["tiny"]) == ["cldr_topic_eng_Latn", "cldr_topic_mlt_Latn"]
+    shown = capsys.readouterr().out
+    assert "left out: suite text_only has no text to measure on: name a recipe" in shown
+    assert "left out: text (mlt_Latn); why: there is no text to measure on: name a recipe" in shown
+    # A suite with a list of its own needs no languages.
+    assert list(measured(str(model_folder), suites=[english], **model)["tiny"]) == ["cldr_topic_eng_Latn"]
+    both = ["languages.identify=[mlt,eng]", "languages.target=mlt", "train.languages=[mlt,eng]"]
+    measured(str(recipe), overrides=both, suites=[english, other], limit=1)
+    assert "left out: suite other is for untrained languages and there are none" in capsys.readouterr().out
+    for refused, said in ((other, "is for untrained languages"), (text_only, "is for trained languages")):
+        with pytest.raises(UserError, match=said):
+            measured(str(model_folder), suites=[refused], **model)
+    with pytest.raises(UserError, match="suite text_only has no text to measure on"):
+        measured(str(model_folder), suites=[text_only], languages=["mlt"], **model)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "aya-expanse-8b", "mistral-nemo-12b"])
+def test_the_papers_recipes_measure_the_language_english_and_the_others(name: str):
+    asked = EvalRequest([str(REPO / "recipes" / f"{name}.yaml")])
+    planned = _each_once(_parts(asked, asked.recipe()))
+    assert {"mmlu", "heldout_bits_per_byte", "belebele", "flores_to_english"} <= {
+        one.title for one in planned
+    }
+    assert {one.language for one in planned if one.title == "mmlu"} == {"eng_Latn"}
+    assert len({one.language for one in planned if one.title == "heldout_bits_per_byte"}) == 12

@@ -12,7 +12,15 @@ import pytest
 from lape_ds.errors import UserError
 from lape_ds.evaluation import harness_tasks
 from lape_ds.evaluation.harness_tasks import own_tasks
-from lape_ds.evaluation.suites import LeftOut, left_out, load_suite, plan, suite_languages, suite_names
+from lape_ds.evaluation.suites import (
+    LeftOut,
+    NothingToRun,
+    left_out,
+    load_suite,
+    plan,
+    suite_languages,
+    suite_names,
+)
 from lape_ds.evaluation.tasks import build_task
 from lape_ds.languages import find_language
 from lape_ds.resources import asset
@@ -159,9 +167,11 @@ def test_retention_is_monolingual_on_other_languages():
     assert suite_languages(monolingual, **recipe) == ["mlt_Latn"]
     assert suite_languages(retention, **recipe) == ["eng_Latn", "kat_Geor"]
     assert suite_languages(load_suite("general"), **recipe) == ["eng_Latn"]
-    with pytest.raises(
-        UserError, match="multilingual-retention is for untrained languages and the recipe has none"
-    ):
+    assert suite_languages(retention, **recipe, named=["Welsh"]) == ["cym_Latn"]
+    assert suite_languages(load_suite("general"), **recipe, named=["Welsh"]) == ["eng_Latn"]
+    with pytest.raises(UserError, match="Welshe"):
+        suite_languages(load_suite("general"), **recipe, named=["Welshe"])
+    with pytest.raises(NothingToRun, match="retention is for untrained languages and there are none: name"):
         suite_languages(retention, trained=["mt"], identified=["mt"])
 
 
