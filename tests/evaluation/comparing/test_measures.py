@@ -62,7 +62,7 @@ def test_spbleu_is_sacrebleus_or_one_line_without_its_tokenizer(monkeypatch: pyt
 
     pairs = [("one reference", "and one hypothesis of it")]
     monkeypatch.setattr(measures, "require_spbleu", absent)
-    with pytest.raises(UserError, match="^spBLEU's tokenizer is not here$"):
+    with pytest.raises(UserError, match=r"^spBLEU's tokenizer is not here$"):
         measured("spbleu", pairs)
     monkeypatch.setattr(measures, "require_spbleu", lambda: None)
     monkeypatch.setattr(measures, "BLEU", lambda tokenize, references: sacrebleu.BLEU(references=references))
