@@ -287,7 +287,7 @@ def test_hub_faults_say_what_to_do(dataset_folder):
         read(hub(dataset_folder, column="content"))
     with pytest.raises(UserError, match=r"corpus\.source\.split: .* no split 'test'; it has train"):
         source_identity(hub(dataset_folder, split="test"), MALTESE)
-    with pytest.raises(UserError, match=r"BuilderConfig 'mlt-Latn' not found"):
+    with pytest.raises(UserError, match=r"\(mlt-Latn\) has no such config: no text of mlt_Latn"):
         read(hub(dataset_folder, config="{glotcc}"))
     with pytest.raises(UserError, match=r"no data set .*nowhere"):
         read(hub(dataset_folder / "nowhere"))
