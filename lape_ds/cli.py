@@ -73,7 +73,7 @@ def _is_spare() -> bool:
 
 
 def _process_number() -> int:
-    from lape_ds.training.launchers.slurm import process_number
+    from lape_ds.distributed.launchers.slurm import process_number
 
     return process_number()
 
@@ -141,7 +141,7 @@ def identify(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
     Example: lape-ds identify recipes/llama-3.1-8b.yaml identify.top_rate=0.01
     """
     loaded = load(recipe, overrides)
-    from lape_ds.neurons.identify import identify
+    from lape_ds.identification.stage import identify
 
     identify(loaded)
     typer.echo(f"written to {loaded.identify_dir / 'neurons.safetensors'}")
@@ -154,7 +154,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     Example: lape-ds train recipes/llama-3.1-8b.yaml train.method=random launch.num_ranks=8
     """
     load(recipe, overrides)
-    from lape_ds.training.launch import launch_training
+    from lape_ds.distributed.launch import launch_training
 
     launch_training(recipe, overrides or [])
 

@@ -15,7 +15,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-$here/../.venv/bin/python}"
 [ -x "$python" ] || python="$(command -v python3)"
-exec "$python" -m lape_ds.training.launch eval "$@"
+exec "$python" -m lape_ds.distributed.launch eval "$@"
 '''
 
 import sys

@@ -9,4 +9,4 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-$here/../.venv/bin/python}"
 [ -x "$python" ] || python="$(command -v python3)"
-exec "$python" -m lape_ds.training.launch identify "$@"
+exec "$python" -m lape_ds.distributed.launch identify "$@"

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from lape_ds.training import ranks
-from lape_ds.training.heartbeat_hub import keep_alive
+from lape_ds.distributed import ranks
+from lape_ds.distributed.heartbeat_hub import keep_alive
 
 _KEY = "evaluation"
 _HELLO = struct.Struct("!16sI")  # token, rank

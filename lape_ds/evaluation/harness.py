@@ -22,6 +22,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as run_harness
 
 from lape_ds import __version__
+from lape_ds.distributed.ranks import world_size
 from lape_ds.errors import UserError, tell_error
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, check_backend, quiet_harness
 from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
@@ -38,7 +39,6 @@ from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import begin_drawing, build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.runlog import Progress
-from lape_ds.training.ranks import world_size
 from lape_ds.writing import check_writable, told_if_unwritable, write_text
 
 # Label of a model -> name of a task -> what it scored.

@@ -22,11 +22,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import GenerationConfig
 
+from lape_ds.distributed import ranks
 from lape_ds.errors import UserError
 from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.subnetwork.pack import Pack
-from lape_ds.training import ranks
 
 # Logits of whole rows are kept, vocabulary and all: a long one counts for as many requests as hold so many tokens.
 _TOKENS_PER_REQUEST = 512

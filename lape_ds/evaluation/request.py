@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lape_ds.distributed.launch import launch_evaluation
+from lape_ds.distributed.launchers import slurm
+from lape_ds.distributed.launchers.hosts import local_slots
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.errors import UserError, tell_error
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.recipe.environment import enter_environment
-from lape_ds.training.launch import launch_evaluation
-from lape_ds.training.launchers import slurm
-from lape_ds.training.launchers.hosts import local_slots
-from lape_ds.training.stopping import StopRequest
 
 _STOPPED = "during the evaluation; finished tasks are kept, the same command goes on"
 _TIMEOUT_MINUTES = 10.0  # for models without a recipe
@@ -132,7 +132,7 @@ def _as_rank(request: EvalRequest) -> int:
     """Asks, as the first rank, or answers; whatever ends one rank ends all of them, in one line."""
     with StopRequest(_STOPPED) as stop:
         slurm.become_rank()  # first which rank this is, so that a mistake is told by one
-        from lape_ds.training import ranks
+        from lape_ds.distributed import ranks
 
         try:
             recipe = _recipe(request)
@@ -149,9 +149,9 @@ def _as_rank(request: EvalRequest) -> int:
 
 
 def _ask_or_answer(request: EvalRequest) -> int:
+    from lape_ds.distributed import ranks
     from lape_ds.evaluation.command import evaluate_command
     from lape_ds.evaluation.serving import TasksFailed, serve
-    from lape_ds.training import ranks
 
     if ranks.rank() > 0:
         return 0 if request.prefetch else serve()

@@ -19,11 +19,11 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from lape_ds.distributed import ranks
 from lape_ds.errors import UserError
 from lape_ds.evaluation.channels import Channel, open_channels, reach_first, ready
 from lape_ds.evaluation.lm import LocalModel, ModelSettings, ModelSource, load_harness_model, quiet_harness
 from lape_ds.model.loading import fingerprint
-from lape_ds.training import ranks
 
 _MOST_TOGETHER = 16  # requests of one context
 

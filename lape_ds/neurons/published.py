@@ -14,8 +14,8 @@ from pathlib import Path
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint, load_skeleton, resolve_model
+from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.formats import import_published
-from lape_ds.neurons.identify import ModelShape, model_shape
 from lape_ds.neurons.neuron_set import NeuronSet
 
 

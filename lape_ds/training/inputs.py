@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.tokenizing import token_layout
+from lape_ds.distributed.ranks import world_size
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import load_tokenizer
@@ -25,7 +26,6 @@ from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import NEURON_METHODS, Recipe, TrainSection
 from lape_ds.subnetwork.methods import with_matched_lora
 from lape_ds.training.checkpoint import LORA_R
-from lape_ds.training.ranks import world_size
 from lape_ds.training.texts import HeldOut, Texts, heldout_part, prepare_texts
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from lape_ds.corpora.loader import TrainingBlocks
 from lape_ds.corpora.streams import NOT_SCORED
+from lape_ds.distributed.ranks import by_first, device, rank, sum_over_ranks, world_size
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.errors import Diverged
 from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.scoring import bits_per_byte, score_documents
@@ -28,10 +30,8 @@ from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import CheckpointState
 from lape_ds.training.metrics import Metrics
 from lape_ds.training.pruning import prune
-from lape_ds.training.ranks import by_first, device, rank, sum_over_ranks, world_size
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.schedule import learning_rate
-from lape_ds.training.stopping import StopRequest
 from lape_ds.training.texts import HeldOut
 from lape_ds.training.zero import set_learning_rate, take_step
 

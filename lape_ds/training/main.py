@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
+from lape_ds.distributed.stopping import STOPPED, StopRequest
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
-from lape_ds.training.stopping import STOPPED, StopRequest
 
 if TYPE_CHECKING:
     from lape_ds.recipe import Recipe
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
             tell_error(error)
             return 2
         finally:
-            if "lape_ds.training.ranks" in sys.modules:
+            if "lape_ds.distributed.ranks" in sys.modules:
                 _ranks().end()
 
 
@@ -51,7 +51,7 @@ def _ranks() -> ModuleType:
 
     # DeepSpeed would guess, and take a machine without a GPU for one of some other kind.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    from lape_ds.training import ranks
+    from lape_ds.distributed import ranks
 
     return ranks
 
@@ -72,9 +72,9 @@ def _take_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _enter(arguments: Sequence[str], options: dict[str, str]) -> None:
     """What must stand in the environment before torch is imported: first which rank this is, so that a mistake is told by one."""
+    from lape_ds.distributed.launchers.slurm import become_rank
     from lape_ds.recipe import load_recipe
     from lape_ds.recipe.environment import enter_environment
-    from lape_ds.training.launchers.slurm import become_rank
 
     for name in ("master_addr", "master_port"):
         if name in options:
@@ -110,9 +110,9 @@ def _join(recipe: Recipe, stop: StopRequest) -> ModuleType:
 
 
 def _run(training: Training, stop: StopRequest) -> int:
+    from lape_ds.distributed.ranks import rank
     from lape_ds.training.loop import run_training
     from lape_ds.training.outcome import describe_heldout
-    from lape_ds.training.ranks import rank
 
     finished = run_training(training, stop)
     if rank() == 0:
@@ -136,8 +136,8 @@ def _trial(arguments: Sequence[str], stop: StopRequest) -> int:
 
     recipe = load_recipe(arguments[0], arguments[1:])
     _join(recipe, stop)
+    from lape_ds.distributed.ranks import leave
     from lape_ds.training.loop import run_training
-    from lape_ds.training.ranks import leave
     from lape_ds.training.setup import set_up
 
     try:
@@ -171,7 +171,7 @@ def _sweep(arguments: Sequence[str], stop: StopRequest) -> int:
 def run(arguments: Sequence[str]) -> NoReturn:
     """The whole process of a rank: `main`, then out."""
     code = main(arguments)
-    from lape_ds.training.ranks import leave
+    from lape_ds.distributed.ranks import leave
 
     leave(code)
 

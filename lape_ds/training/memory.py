@@ -16,12 +16,12 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
 
+from lape_ds.distributed.ranks import rank, world_size
 from lape_ds.model.ffn import full_shape
 from lape_ds.runlog import readable_bytes
 from lape_ds.subnetwork.entries import Mask
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained
-from lape_ds.training.ranks import rank, world_size
 
 # fp32 values that the optimizer keeps for each entry, by its name in a recipe.
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}

@@ -9,13 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from lape_ds.distributed.ranks import ranks_here, world_size
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, freeze_recipe
 from lape_ds.runlog import write_run_json
 from lape_ds.training.checkpoint import LORA_R
 from lape_ds.training.loop import Training
 from lape_ds.training.memory import contents_of, describe_memory
-from lape_ds.training.ranks import ranks_here, world_size
 from lape_ds.training.restarts import goes_on, mark_begun
 from lape_ds.training.run_folder import RUN_SECTIONS
 from lape_ds.writing import told_if_unwritable

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from lape_ds.distributed.ranks import by_first, device, rank, together, world_size
 from lape_ds.errors import UserError
 from lape_ds.model.loading import load_model
 from lape_ds.model.weights import WeightFiles, checkpoint_files
-from lape_ds.training.ranks import by_first, device, rank, together, world_size
 
 
 def fill_partitioned(model: PreTrainedModel, folder: Path, config: dict[str, Any]) -> None:

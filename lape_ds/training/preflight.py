@@ -20,6 +20,8 @@ import torch
 from transformers import PreTrainedModel
 
 import lape_ds
+from lape_ds.distributed.heartbeat_hub import name_ranks
+from lape_ds.distributed.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import fingerprint
@@ -27,12 +29,10 @@ from lape_ds.model.weights import checkpoint_files
 from lape_ds.recipe import Recipe, TrainSection, first_difference
 from lape_ds.subnetwork.adapters import lora_weights_per_r
 from lape_ds.subnetwork.entries import entry_masks
-from lape_ds.training.heartbeat_hub import name_ranks
 from lape_ds.training.inputs import Inputs
 from lape_ds.training.memory import MOMENTS
 from lape_ds.training.plan.cluster import cluster_of_job, gpus_here
 from lape_ds.training.plan.fits import check_memory
-from lape_ds.training.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.writing import check_writable, told_if_unwritable
 
 _SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late

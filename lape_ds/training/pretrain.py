@@ -44,9 +44,9 @@ def pretrain(recipe_path: str, overrides: Sequence[str]) -> None:
         print(f"model {target} is there", file=sys.stderr)
         return
     # These load torch and transformers, which the lines above do without.
+    from lape_ds.distributed.launch import launch_training
     from lape_ds.model.create import create_model, train_tokenizer
     from lape_ds.training.export import export_model
-    from lape_ds.training.launch import launch_training
 
     if not (folder / "recipe.yaml").exists():  # frozen when the random model is whole
         create = recipe.model.create

@@ -9,8 +9,8 @@ import os
 import socket
 from pathlib import Path
 
+from lape_ds.distributed.launchers import slurm
 from lape_ds.recipe import Recipe
-from lape_ds.training.launchers import slurm
 from lape_ds.writing import write_text
 
 _MARK = ".job"  # in the run folder, of the job that has begun it with train.resume=never

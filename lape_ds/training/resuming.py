@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lape_ds.distributed.ranks import by_first, gather, rank, together, world_size
 from lape_ds.errors import UserError
 from lape_ds.training.checkpoint import (
     CheckpointReader,
@@ -17,7 +18,6 @@ from lape_ds.training.checkpoint import (
     warn_of,
 )
 from lape_ds.training.pruning import set_aside
-from lape_ds.training.ranks import by_first, gather, rank, together, world_size
 
 
 def resumed_checkpoint(

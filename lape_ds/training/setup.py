@@ -17,6 +17,8 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lape_ds.distributed.ranks import by_first, device, rank, start, together, world_size
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.model.anchor import BaseAnchor
 from lape_ds.model.ffn import decoder_layers
 from lape_ds.model.loading import load_model, load_skeleton, recipe_model
@@ -32,11 +34,9 @@ from lape_ds.training.metrics import Metrics
 from lape_ds.training.opening import open_run_folder, write_start
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.preflight import check_inputs, preflight
-from lape_ds.training.ranks import by_first, device, rank, start, together, world_size
 from lape_ds.training.restarts import goes_on
 from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
-from lape_ds.training.run_lock import take_lock
 from lape_ds.training.zero import check_offload, check_version, engine_config, initialize, monitor_config
 from lape_ds.writing import told_if_unwritable
 

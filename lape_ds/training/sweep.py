@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from lape_ds.distributed.ranks import by_first, rank, start
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.errors import Diverged
 from lape_ds.recipe import Recipe, SweepRun, SweepSection, sweep_runs
 from lape_ds.training.loop import Training, run_training
-from lape_ds.training.ranks import by_first, rank, start
 from lape_ds.training.run_folder import read_finished
 from lape_ds.training.setup import set_up
-from lape_ds.training.stopping import StopRequest
 
 
 def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, SweepRun, SweepSection, check_frozen, sweep_runs
 from lape_ds.runlog import Progress
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import RUN_SECTIONS, read_facts, read_finished
-from lape_ds.training.stopping import STOPPED
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LINES_OF_LOG = 20
@@ -41,8 +41,8 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
     if all(read_finished(run.run_dir) is not None for run in runs):
         return
     _check_adapters(recipe, runs)
-    from lape_ds.training.launch import launcher_command, slots_of_workers
-    from lape_ds.training.launchers.running import run_launchers
+    from lape_ds.distributed.launch import launcher_command, slots_of_workers
+    from lape_ds.distributed.launchers.running import run_launchers
 
     num_ranks = runs[0].recipe.launch.num_ranks
     workers = slots_of_workers((recipe.sweep or SweepSection()).workers, num_ranks)

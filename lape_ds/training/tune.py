@@ -17,12 +17,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from lape_ds.distributed.launch import launcher_command, slots_of_workers
+from lape_ds.distributed.launchers import slurm
+from lape_ds.distributed.launchers.running import run_launchers
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.runlog import readable_bytes, surroundings
-from lape_ds.training.launch import launcher_command, slots_of_workers
-from lape_ds.training.launchers import slurm
-from lape_ds.training.launchers.running import run_launchers
 from lape_ds.training.main import OUT_OF_MEMORY
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.plan.candidates import Candidate, Setting
@@ -30,7 +31,6 @@ from lape_ds.training.plan.cluster import this_machine
 from lape_ds.training.plan.command import keep_setting, make_plans
 from lape_ds.training.plan.fits import REFUSAL
 from lape_ds.training.plan.methods import name_of, subject
-from lape_ds.training.stopping import STOPPED
 from lape_ds.writing import write_json
 
 SCHEMA_VERSION = 1

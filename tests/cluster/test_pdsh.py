@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lape_ds.training.launchers.job import Job, node_command
-from lape_ds.training.stopping import STOPPED
+from lape_ds.distributed.launchers.job import Job, node_command
+from lape_ds.distributed.stopping import STOPPED
 from tests.cluster.conftest import ENVIRONMENT, STEPS
 from tests.cluster.hosts import run_on_hosts, start_on_hosts
 from tests.cluster.machines import HOSTS, free_ports

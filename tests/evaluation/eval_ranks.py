@@ -20,7 +20,7 @@ PATIENCE_S = 120.0
 _PRELOADED = [
     "lape_ds.evaluation.command",
     "lape_ds.cli",
-    "lape_ds.training.ranks",
+    "lape_ds.distributed.ranks",
     "tests.evaluation.eval_ranks",
 ]
 

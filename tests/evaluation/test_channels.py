@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from lape_ds.distributed import ranks
 from lape_ds.evaluation.channels import Channel, open_channels, reach_first
-from lape_ds.training import ranks
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def answers(model: ServedModel, requests: dict[str, list[tuple[Any, ...]]]) -> d
 
 def ask(folder: str, batch_size: int, out: str) -> None:
     """What each of several ranks runs."""
-    from lape_ds.training import ranks
+    from lape_ds.distributed import ranks
 
     ranks.join()
     ranks.take_device()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lape_ds.training import partitioned, ranks
+from lape_ds.distributed import ranks
+from lape_ds.training import partitioned
 from tests.tiny_models import tiny_model
 from tests.training.partition_worker import config_of
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from lape_ds.distributed import ranks
 from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.recipe import DeepSpeedSection, TrainSection
-from lape_ds.training import ranks
 from lape_ds.training.zero import engine_config, initialize, take_step
 from tests.model.zero_loss_cases import (
     LEARNING_RATE,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lape_ds.distributed import ranks
 from lape_ds.model.loading import load_skeleton
 from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.subnetwork.anchor import L2Anchor
@@ -27,7 +28,6 @@ from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import Trained, prepare, torch_optimizer
 from lape_ds.subnetwork.parameters import ParameterEntries, TrainedParameter
 from lape_ds.subnetwork.recomputing import recompute_layers
-from lape_ds.training import ranks
 from lape_ds.training.checkpoint import CheckpointReader, CheckpointState
 from lape_ds.training.memory import memory_by_kind
 from lape_ds.training.partitioned import fill_partitioned

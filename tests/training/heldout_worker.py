@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from lape_ds.corpora.streams import Document
+from lape_ds.distributed import ranks
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.recipe import load_recipe
-from lape_ds.training import ranks
 from lape_ds.training.loop import run_training
 from lape_ds.training.setup import set_up
-from lape_ds.training.stopping import StopRequest
 from lape_ds.training.texts import HeldOut
 from tests.training.heldout_cases import DOCUMENT_LENGTHS, LAYOUTS, ODD_TEXTS, Layout, overrides
 

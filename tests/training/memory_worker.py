@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lape_ds.distributed import ranks
 from lape_ds.model.loading import load_model, load_skeleton
 from lape_ds.recipe import DeepSpeedSection, TrainSection
 from lape_ds.subnetwork.compact import insert_slices
-from lape_ds.training import ranks
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.zero import engine_config, initialize
 

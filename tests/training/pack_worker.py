@@ -7,11 +7,11 @@ import sys
 
 import torch
 
+from lape_ds.distributed import ranks
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.recipe import load_recipe
-from lape_ds.training import ranks
 from lape_ds.training.loop import run_training
 from lape_ds.training.setup import set_up
-from lape_ds.training.stopping import StopRequest
 
 
 def main(recipe: str, runs: list[list[str]]) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lape_ds.identification.stage import identify
 from lape_ds.neurons.counts import Counts
-from lape_ds.neurons.identify import identify
 from lape_ds.recipe import load_recipe
 from lape_ds.training.checkpoint import open_checkpoint
 from lape_ds.training.export import export_model

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lape_ds.errors import UserError
+from lape_ds.identification.stage import identify
 from lape_ds.model.loading import load_model
 from lape_ds.neurons.counts import Counts
-from lape_ds.neurons.identify import identify
 from lape_ds.recipe import TrainSection, load_recipe
 from lape_ds.subnetwork.methods import prepare, with_matched_lora
 from lape_ds.training.export import count_changes, export_model

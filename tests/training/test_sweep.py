@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
 from lape_ds.recipe import SweepRun, load_recipe, sweep_runs
 from lape_ds.training.export import export_model
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import read_finished
-from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO, run_ranks
 
 SWEEP = [

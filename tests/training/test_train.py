@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
 from lape_ds.training.export import export_model
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.outcome import read_outcome
-from lape_ds.training.stopping import STOPPED
 from tests.conftest import NEURONS
 from tests.oracles.subnetwork import entry_positions
 from tests.processes import REPO, ends_of_ranks, free_port, rank_environment, rank_server, run_ranks

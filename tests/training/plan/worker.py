@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from lape_ds.distributed import ranks
 from lape_ds.model.loading import load_model, load_skeleton
 from lape_ds.model.loss import LanguageModelLoss
 from lape_ds.model.meters import storage_bytes
 from lape_ds.subnetwork.masked import MaskedOptimizer
 from lape_ds.subnetwork.methods import prepare, torch_optimizer
 from lape_ds.subnetwork.recomputing import recompute_layers
-from lape_ds.training import ranks
 from lape_ds.training.partitioned import fill_partitioned
 from lape_ds.training.plan.candidates import Costing
 from lape_ds.training.plan.cluster import Cluster

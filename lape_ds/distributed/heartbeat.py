@@ -22,8 +22,7 @@ from typing import NoReturn
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from lape_ds.errors import UserError
-from lape_ds.training.heartbeat_hub import (
+from lape_ds.distributed.heartbeat_hub import (
     SECONDS_FOR_MORE_LOST,
     Event,
     Hub,
@@ -34,7 +33,8 @@ from lape_ds.training.heartbeat_hub import (
     tell,
     tell_event,
 )
-from lape_ds.training.stopping import STOPPED
+from lape_ds.distributed.stopping import STOPPED
+from lape_ds.errors import UserError
 
 _SECONDS_TO_ANSWER = 40.0  # that the first rank has; then a failed rank tells its reason itself
 

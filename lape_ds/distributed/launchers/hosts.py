@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from lape_ds.distributed.launchers.options import CommandLine
 from lape_ds.errors import UserError
-from lape_ds.training.launchers.options import CommandLine
 
 Hosts = dict[str, list[str]]  # in the order of ranks; a slot is what CUDA_VISIBLE_DEVICES calls a GPU
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")

@@ -9,9 +9,9 @@ import time
 from datetime import timedelta
 from types import FrameType
 
+from lape_ds.distributed import heartbeat
+from lape_ds.distributed.stopping import StopRequest
 from lape_ds.errors import UserError
-from lape_ds.training import heartbeat
-from lape_ds.training.stopping import StopRequest
 
 
 def main(action: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A job's processes on one node: `python -m lape_ds.training.launchers.node TOKEN JOB HOST`, and how they are stopped.
+"""A job's processes on one node: `python -m lape_ds.distributed.launchers.node TOKEN JOB HOST`, and how they are stopped.
 
 Started by the launcher on its own machine, by pdsh on others. Standard input is a dead man's handle: when the launcher or the
 connection to it has gone it ends, and the ranks are told to stop.
@@ -19,8 +19,8 @@ from types import FrameType
 
 import psutil
 
-from lape_ds.training.launchers.job import NODE, Job, python_path
-from lape_ds.training.stopping import STOPPED
+from lape_ds.distributed.launchers.job import NODE, Job, python_path
+from lape_ds.distributed.stopping import STOPPED
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SECONDS_BETWEEN_LOOKS = 0.1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
-from lape_ds.training.run_lock import take_lock
 
 
 def test_a_second_job_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 import pytest
 
-from lape_ds.training.ranks import ranks_here
+from lape_ds.distributed.ranks import ranks_here
 from tests.processes import run_ranks
 
 
 def test_what_one_rank_raises_all_raise() -> None:
-    run_ranks("tests.training.ranks_worker", [], world_size=2)
+    run_ranks("tests.distributed.ranks_worker", [], world_size=2)
 
 
 def test_ranks_of_a_node_as_launchers_say_them(monkeypatch: pytest.MonkeyPatch) -> None:

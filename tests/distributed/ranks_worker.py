@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lape_ds.distributed.ranks import end, rank, start, together
 from lape_ds.errors import Diverged, UserError
 from lape_ds.training.main import is_out_of_memory
-from lape_ds.training.ranks import end, rank, start, together
 
 
 def main() -> None:

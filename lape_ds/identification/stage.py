@@ -8,7 +8,6 @@ counting, and other knobs of the selection cost none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import ffn_layers, full_shape
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
+from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
 from lape_ds.neurons.neuron_set import NeuronSet
@@ -32,17 +31,6 @@ from lape_ds.runlog import progress, write_run_json
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
 # anew from the counts that are there.
 _SECTIONS = ("model", "corpus", "identify.context_length", "identify.tokens_per_language")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What the stage must know of a model, from its config alone."""
-
-    num_layers: int
-    neurons_per_layer: int
-    experts_per_layer: int
-    parameters_per_neuron: int
-    num_parameters: int
 
 
 def identify(recipe: Recipe) -> NeuronSet:
@@ -82,19 +70,6 @@ def identify(recipe: Recipe) -> NeuronSet:
     write_run_json(recipe.identify_dir, recipe, {"stage": "identify", **made_of})
     Console().print(_table(neuron_set, shape))
     return neuron_set
-
-
-def model_shape(model: PreTrainedModel) -> ModelShape:
-    """Sizes of a model, which may be a skeleton.
-
-    Raises:
-        UserError: The architecture is not supported.
-    """
-    layers = ffn_layers(model)
-    first = layers[0]
-    one_neuron = [full_shape(weight.parameter)[-2:][1 - weight.axis] for weight in first.slices]
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelShape(len(layers), first.num_neurons, first.num_experts, sum(one_neuron), num_parameters)
 
 
 def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:

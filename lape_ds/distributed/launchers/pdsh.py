@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import IO
 
+from lape_ds.distributed.launchers.job import NODE, Job, node_command, python_path
+from lape_ds.distributed.launchers.node import SECONDS_BETWEEN_LOOKS, SECONDS_FOR_REASON
+from lape_ds.distributed.launchers.running import stopping_on_signals
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
-from lape_ds.training.launchers.job import NODE, Job, node_command, python_path
-from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, SECONDS_FOR_REASON
-from lape_ds.training.launchers.running import stopping_on_signals
-from lape_ds.training.stopping import STOPPED
 
 # A node that was still being started when it was told to stop has not heard of it.
 _SECONDS_BETWEEN_STOPS = 5.0

@@ -14,8 +14,8 @@ from os import environ
 from pathlib import Path
 from types import FrameType
 
-from lape_ds.training.launchers.node import SECONDS_BETWEEN_LOOKS, STOP_SIGNALS
-from lape_ds.training.stopping import STOPPED
+from lape_ds.distributed.launchers.node import SECONDS_BETWEEN_LOOKS, STOP_SIGNALS
+from lape_ds.distributed.stopping import STOPPED
 
 
 def run_launchers(

@@ -10,8 +10,8 @@ import re
 import socket
 import subprocess
 
+from lape_ds.distributed.launchers.job import PORTS
 from lape_ds.errors import UserError
-from lape_ds.training.launchers.job import PORTS
 
 # Slurm's warning comes two minutes before the limit, or up to three; then ranks keep a checkpoint and end.
 _SECONDS_AT_END = 300.0

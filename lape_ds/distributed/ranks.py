@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lape_ds.distributed import heartbeat
+from lape_ds.distributed.launchers.job import free_port
 from lape_ds.errors import Diverged, UserError, first_line
-from lape_ds.training import heartbeat
-from lape_ds.training.launchers.job import free_port
 
 Result = TypeVar("Result")
 

@@ -15,11 +15,11 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lape_ds.training.launchers.hosts import Hosts
+from lape_ds.distributed.launchers.hosts import Hosts
 
 TRAINING = "lape_ds.training.main"
 COMMAND_LINE = "lape_ds.cli"
-NODE = "lape_ds.training.launchers.node"
+NODE = "lape_ds.distributed.launchers.node"
 # Below the range from which systems give ports to clients.
 PORTS = range(15_000, 30_000)
 _TRIES = 50

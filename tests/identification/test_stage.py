@@ -12,12 +12,13 @@ from transformers import LlamaForCausalLM
 
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.errors import UserError
+from lape_ds.identification import stage
+from lape_ds.identification.stage import identify
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.model.loading import fingerprint
-from lape_ds.neurons import identify as stage
+from lape_ds.model.shape import model_shape
 from lape_ds.neurons.counts import Counts
-from lape_ds.neurons.identify import identify, model_shape
 from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import CreateSection, Recipe, freeze_recipe, load_recipe

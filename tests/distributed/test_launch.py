@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from lape_ds.training.launch import slots_of_workers
-from lape_ds.training.launchers.running import run_launchers
-from lape_ds.training.stopping import STOPPED
+from lape_ds.distributed.launch import slots_of_workers
+from lape_ds.distributed.launchers.running import run_launchers
+from lape_ds.distributed.stopping import STOPPED
 
 
 def test_without_a_gpu_every_worker_has_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,16 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lape_ds.distributed import heartbeat
+from lape_ds.distributed.launchers.job import free_port
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
-from lape_ds.training import heartbeat
-from lape_ds.training.launchers.job import free_port
-from lape_ds.training.stopping import STOPPED
 from tests.faults.job import Job
 
 
 def job_of(folder: Path, *actions: str, seconds: float = 30) -> Job:
     arguments = [*actions, str(seconds)]
-    return Job(folder, arguments, world_size=len(actions), module="tests.training.heartbeat_worker").start()
+    return Job(
+        folder, arguments, world_size=len(actions), module="tests.distributed.heartbeat_worker"
+    ).start()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 
+from lape_ds.distributed.launchers.hosts import chosen_hosts, first_address, read_hostfile
+from lape_ds.distributed.launchers.job import Job, free_port, node_command
+from lape_ds.distributed.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
+from lape_ds.distributed.launchers.running import run_launchers
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
-from lape_ds.training.launchers.hosts import chosen_hosts, first_address, read_hostfile
-from lape_ds.training.launchers.job import Job, free_port, node_command
-from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.running import run_launchers
-from lape_ds.training.stopping import STOPPED
 from tests.processes import REPO
 
 
@@ -217,8 +217,8 @@ def test_a_killed_rank_is_a_failure(start_node: StartNode) -> None:
 
 LINKED = """
 from datetime import timedelta
-from lape_ds.training import heartbeat
-from lape_ds.training.stopping import StopRequest
+from lape_ds.distributed import heartbeat
+from lape_ds.distributed.stopping import StopRequest
 os.environ['MASTER_PORT'] = '{port}'
 with StopRequest():
     heartbeat.join(rank, 2, timeout=timedelta(seconds=30)).wait_for_all(timedelta(seconds=30))
@@ -241,7 +241,7 @@ def test_who_was_killed_in_set_up_is_told(start_node: StartNode, capfd: pytest.C
 
 def test_a_child_that_ends_with_its_launcher() -> None:
     """As pdsh must, in a session of its own, whatever the launcher dies of."""
-    code = "import subprocess, sys, time\nfrom lape_ds.training.launchers.pdsh import end_with_parent\n"
+    code = "import subprocess, sys, time\nfrom lape_ds.distributed.launchers.pdsh import end_with_parent\n"
     code += "child = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=end_with_parent)\n"
     code += "print(child.pid, flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code]
@@ -311,7 +311,7 @@ def test_only_the_named_job_is_stopped(start_node: StartNode) -> None:
     for node in nodes:
         wait_for_ranks(node)
     token = psutil.Process(nodes[0].pid).cmdline()[3]
-    stop = [sys.executable, "-m", "lape_ds.training.launchers.node", "--stop", token]
+    stop = [sys.executable, "-m", "lape_ds.distributed.launchers.node", "--stop", token]
     subprocess.run(stop, cwd=REPO, check=True)
     assert nodes[0].wait(timeout=20) == STOPPED
     assert nodes[1].poll() is None

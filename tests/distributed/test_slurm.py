@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.distributed.launchers.batch import STAGES, check_progress, kept_work, run_batch, srun_command
+from lape_ds.distributed.launchers.job import PORTS
+from lape_ds.distributed.launchers.options import CommandLine
+from lape_ds.distributed.launchers.slurm import at_time_limit, become_rank, job_name, tasks_per_node
 from lape_ds.errors import UserError
 from lape_ds.recipe import load_recipe
-from lape_ds.training.launchers.batch import STAGES, check_progress, kept_work, run_batch, srun_command
-from lape_ds.training.launchers.job import PORTS
-from lape_ds.training.launchers.options import CommandLine
-from lape_ds.training.launchers.slurm import at_time_limit, become_rank, job_name, tasks_per_node
 from tests.processes import REPO
 
 

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lape_ds.distributed.launchers import slurm
+from lape_ds.distributed.launchers.job import COMMAND_LINE, TRAINING, free_port
+from lape_ds.distributed.launchers.options import SLURM_OPTIONS, CommandLine, read_command_line
+from lape_ds.distributed.launchers.running import stopping_on_signals
+from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError, tell_error
 from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.training.launchers import slurm
-from lape_ds.training.launchers.job import COMMAND_LINE, TRAINING, free_port
-from lape_ds.training.launchers.options import SLURM_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.running import stopping_on_signals
-from lape_ds.training.stopping import STOPPED
 
 SCRIPT = "launch/slurm.sbatch"
 STAGES = ("train", "corpus", "identify", "export", "eval", "summary")

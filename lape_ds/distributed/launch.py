@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lape_ds.distributed.launchers import slurm
+from lape_ds.distributed.launchers.hosts import LOCAL, chosen_hosts, first_address, local_slots, visible_gpus
+from lape_ds.distributed.launchers.job import COMMAND_LINE, TRAINING, Job, free_port, node_command
+from lape_ds.distributed.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
+from lape_ds.distributed.launchers.pdsh import run_on_hosts
+from lape_ds.distributed.launchers.running import run_launchers
 from lape_ds.errors import UserError, tell_error
 from lape_ds.recipe import load_recipe
-from lape_ds.training.launchers import slurm
-from lape_ds.training.launchers.hosts import LOCAL, chosen_hosts, first_address, local_slots, visible_gpus
-from lape_ds.training.launchers.job import COMMAND_LINE, TRAINING, Job, free_port, node_command
-from lape_ds.training.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
-from lape_ds.training.launchers.pdsh import run_on_hosts
-from lape_ds.training.launchers.running import run_launchers
 
 _STAGES = ("train", "identify", "eval")
 _STAGES_OF_RANKS = ("train", "eval")
@@ -129,12 +129,11 @@ def _as_command(stage: str, command: CommandLine) -> NoReturn:
 
 
 def _as_rank(command: CommandLine) -> NoReturn:
-    """Trains in this process."""
+    """Becomes the rank that this process is."""
     _check_no_options(command)
-    from lape_ds.training.main import run
-
     options = [f"--{name}={value}" for name, value in command.options.items()]
-    run([*options, command.recipe, *command.overrides])
+    words = ["-u", "-m", TRAINING, *options, command.recipe, *command.overrides]
+    os.execv(sys.executable, [sys.executable, *words])
 
 
 def main(arguments: Sequence[str]) -> None:
