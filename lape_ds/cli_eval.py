@@ -6,11 +6,14 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lape_ds.cli_arguments import listed
+
+if TYPE_CHECKING:
+    from lape_ds.evaluation.suites import Suite
 
 
 def add_eval_commands(app: typer.Typer) -> None:
@@ -91,16 +94,30 @@ def suites(
     Example: lape-ds suites monolingual --languages mlt,cym
     """
     from lape_ds.evaluation.listing import list_languages, list_suites, list_tasks
-    from lape_ds.evaluation.suites import load_suite
+    from lape_ds.evaluation.suites import load_suite, suite_names
 
     if name is None:
         lines = list_suites()
-    elif languages is None:
-        lines = list_tasks(load_suite(name))
     else:
-        lines = list_languages(load_suite(name), listed(languages))
+        suite = load_suite(name)
+        lines = list_tasks(suite) if languages is None else list_languages(suite, listed(languages))
+        lines = [*lines, *_checked(suite, listed(languages))] if name not in suite_names() else lines
     for line in lines:
         typer.echo(line)
+
+
+def _checked(suite: Suite, languages: list[str]) -> list[str]:
+    """What is to be said of a suite of the user's own; shipped ones are tested."""
+    from lape_ds.evaluation.checking import check_planned, check_suite  # needs the harness: seconds
+    from lape_ds.evaluation.suites import NothingToRun, plan
+
+    if not languages:
+        return check_suite(suite)
+    try:
+        check_planned(plan(suite, languages))
+    except NothingToRun:
+        pass  # as the list says
+    return []
 
 
 def compare(
