@@ -27,8 +27,8 @@ def evaluate(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE|RUN|MODEL... [KEY=VALUE]...",
-            help="What to measure side by side.",
+            metavar="RECIPE|RUN|PACK|MODEL... [KEY=VALUE]...",
+            help="What to measure side by side: recipes (base and runs), run folders, pack.safetensors, model folders or hub ids.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,9 @@ def evaluate(
         bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
     ] = False,
 ) -> None:
-    """Run lm-eval over the base and the trained models, side by side; on all GPUs, or `launch.num_ranks` ranks.
+    """Measure base and trained models side by side with lm-eval.
+
+    On all GPUs, or `launch.num_ranks` ranks.
 
     Example: lape-ds eval recipes/quickstart.yaml --languages mlt,eng
     """
@@ -89,7 +91,9 @@ def suites(
         typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why."),
     ] = None,
 ) -> None:
-    """List the suites, or the tasks of one and the languages that they have.
+    """List suites, or a suite's tasks and languages.
+
+    A file of your own is checked as `lape-ds eval` would: exit code 2 where lm-eval lacks a task or metric in it.
 
     Example: lape-ds suites monolingual --languages mlt,cym
     """
@@ -135,7 +139,9 @@ def compare(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything.")] = None,
 ) -> None:
-    """What models gained and lost against a base: paired differences with intervals, from the samples of `lape-ds eval`.
+    """Tell what models gained and lost against a base.
+
+    Paired differences with intervals, from the samples of `lape-ds eval`.
 
     Example: lape-ds compare runs/quickstart/eval/base runs/quickstart/eval/subnetwork --markdown compared.md
     """
