@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def ask_hub() -> bool:
     """Whether the hub is to be asked for more.
 
-    The first call sends one request, for up to HF_HUB_ETAG_TIMEOUT (10 seconds) per address. Where nothing answers, that is told in
-    a line, and this process goes on as with HF_HUB_OFFLINE: with what is in the hub's cache, while the rest is missing at once.
+    The first call sends one request, for up to HF_HUB_ETAG_TIMEOUT (10 seconds) per address. Where nothing answers, a line
+    tells it, and this process goes on as with HF_HUB_OFFLINE: with what is in the hub's cache, while the rest is missing at once.
 
     Returns:
         False where it does not answer, or HF_HUB_OFFLINE is set.

@@ -266,8 +266,8 @@ def _of_known_languages(suite: Suite, source: SourceText) -> dict[str, SuiteTask
         if spec.languages is None and not spec.placeholders() and not is_told:
             if isinstance(suite.languages, str) or len(suite.languages) != 1:
                 raise UserError(
-                    f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or metadata "
-                    f"that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then measured "
+                    f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or "
+                    f"metadata that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then measured "
                     f"where the suite is run for that language ({source.place(('tasks', title))})"
                 )
             spec = spec.model_copy(update={"languages": suite.languages})
