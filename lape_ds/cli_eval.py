@@ -5,6 +5,7 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,7 +29,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RECIPE|RUN|PACK|MODEL... [KEY=VALUE]...",
-            help="What to measure side by side: recipes (base and runs), run folders, pack.safetensors, model folders or hub ids.",
+            help="What to measure side by side: recipes (base and runs), run folders, packs, model folders or hub ids.",
             show_default=False,
         ),
     ],
@@ -117,10 +118,8 @@ def _checked(suite: Suite, languages: list[str]) -> list[str]:
 
     if not languages:
         return check_suite(suite)
-    try:
+    with suppress(NothingToRun):  # as the list says
         check_planned(plan(suite, languages))
-    except NothingToRun:
-        pass  # as the list says
     return []
 
 

@@ -60,7 +60,7 @@ def check_suite(suite: Suite) -> list[str]:
             codes = ", ".join(one.language for one in lacking[:_NAMED])
             more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
             notes.append(
-                f"{title}: lm-eval has {suite.tasks[title].task} in {len(there)} of these {len(planned)} languages, not in {codes}"
+                f"{title}: lm-eval has {suite.tasks[title].task} in {len(there)} of {len(planned)} languages, not in {codes}"
                 f"{more}: name those that it has under the task's `languages`"
             )
     check_planned(chosen)

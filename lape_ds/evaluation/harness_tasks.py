@@ -98,7 +98,7 @@ def metric_directions(entry: Entry, index: Index) -> dict[str, bool] | None:
     # A function is named by the path of its module, and its metric by itself.
     names = [re.split(r"[./]", str(one["metric"]))[-1] for one in listed]
     return {
-        name: one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name)
+        name: bool(one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name))
         for name, one in zip(names, listed, strict=True)
     }
 

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import cast
 
-import datasets
+import datasets.config
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session

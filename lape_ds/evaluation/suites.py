@@ -267,8 +267,8 @@ def _of_known_languages(suite: Suite, source: SourceText) -> dict[str, SuiteTask
             if isinstance(suite.languages, str) or len(suite.languages) != 1:
                 raise UserError(
                     f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or "
-                    f"metadata that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then measured "
-                    f"where the suite is run for that language ({source.place(('tasks', title))})"
+                    f"metadata that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then "
+                    f"measured where the suite is run for that language ({source.place(('tasks', title))})"
                 )
             spec = spec.model_copy(update={"languages": suite.languages})
         tasks[title] = spec

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import datasets
+import datasets.config
 import pytest
 from huggingface_hub import constants
 

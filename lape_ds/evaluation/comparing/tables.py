@@ -52,15 +52,15 @@ def caption(comparison: Comparison) -> list[str]:
     if corrected:
         lines.append(
             "p: two-sided (exact McNemar where answers are right or wrong), after Holm's correction for all "
-            f"{', and for all '.join(corrected)}. better, worse: p ≤ 0.05; –: no difference shown, which is not a proof that there "
-            "is none."
+            f"{', and for all '.join(corrected)}. better, worse: p ≤ 0.05; –: no difference shown, which is not a proof that "
+            "there is none."
         )
     if comparison.trained:
         lines.append("*: trained. others: the languages that were not (from the runs' recipes).")
     if comparison.means:
         lines.append(
-            "mean accuracy, the base's too: (score − chance) / (1 − chance), so that a guesser has 0, averaged over a suite's tasks of "
-            "a language; all, trained, others: over languages."
+            "mean accuracy, the base's too: (score − chance) / (1 − chance), so that a guesser has 0, averaged over a suite's "
+            "tasks of a language; all, trained, others: over languages."
         )
     return lines
 
