@@ -173,13 +173,11 @@ def _explain(name: str, error: Exception, key: str) -> UserError:
         return UserError(f"{key}: no data set {name}: {reason}; check the name or folder")
     if isinstance(error, (ValueError, RuntimeError)):  # RuntimeError: a data set that needs its own script
         return UserError(f"{key}: hub data set {name} cannot be read: {reason}")
-    variable = offline_by()
-    if variable is not None:
-        reason, mend = f"{variable} is set, and it is not in the cache", f"unset {variable}"
-    elif isinstance(error, OfflineModeIsEnabled) or OfflineModeIsEnabled.__name__ in reason:
-        reason, mend = "the hub does not answer, and it is not in the cache", "check the network"
-    else:
-        mend = "check the network"
+    mend = "check the network"
+    if isinstance(error, OfflineModeIsEnabled) or OfflineModeIsEnabled.__name__ in reason:
+        variable = offline_by()  # else nothing has answered before
+        why = "the hub does not answer" if variable is None else f"{variable} is set"
+        reason, mend = f"{why}, and it is not in the cache", mend if variable is None else f"unset {variable}"
     return HubUnreachable(
         f"{key}: cannot reach hub data set {name} ({reason}): {mend}, or give local files", dataset
     )
