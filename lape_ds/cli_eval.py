@@ -5,12 +5,16 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lape_ds.cli_arguments import listed
+
+if TYPE_CHECKING:
+    from lape_ds.evaluation.suites import Suite
 
 
 def add_eval_commands(app: typer.Typer) -> None:
@@ -24,8 +28,8 @@ def evaluate(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE|RUN|MODEL... [KEY=VALUE]...",
-            help="What to measure side by side.",
+            metavar="RECIPE|RUN|PACK|MODEL... [KEY=VALUE]...",
+            help="What to measure side by side: recipes (base and runs), run folders, packs, model folders or hub ids.",
             show_default=False,
         ),
     ],
@@ -52,7 +56,9 @@ def evaluate(
         bool, typer.Option("--prefetch", help="Bring models and data from the hub, and measure nothing.")
     ] = False,
 ) -> None:
-    """Run lm-eval over the base and the trained models, side by side; on all GPUs, or `launch.num_ranks` ranks.
+    """Measure base and trained models side by side with lm-eval.
+
+    On all GPUs, or `launch.num_ranks` ranks.
 
     Example: lape-ds eval recipes/quickstart.yaml --languages mlt,eng
     """
@@ -86,21 +92,35 @@ def suites(
         typer.Option(help="Comma-separated; which tasks there are in each, what is left out and why."),
     ] = None,
 ) -> None:
-    """List the suites, or the tasks of one and the languages that they have.
+    """List suites, or a suite's tasks and languages.
+
+    A file of your own is checked as `lape-ds eval` would: exit code 2 where lm-eval lacks a task or metric in it.
 
     Example: lape-ds suites monolingual --languages mlt,cym
     """
     from lape_ds.evaluation.listing import list_languages, list_suites, list_tasks
-    from lape_ds.evaluation.suites import load_suite
+    from lape_ds.evaluation.suites import load_suite, suite_names
 
     if name is None:
         lines = list_suites()
-    elif languages is None:
-        lines = list_tasks(load_suite(name))
     else:
-        lines = list_languages(load_suite(name), listed(languages))
+        suite = load_suite(name)
+        lines = list_tasks(suite) if languages is None else list_languages(suite, listed(languages))
+        lines = [*lines, *_checked(suite, listed(languages))] if name not in suite_names() else lines
     for line in lines:
         typer.echo(line)
+
+
+def _checked(suite: Suite, languages: list[str]) -> list[str]:
+    """What is to be said of a suite of the user's own; shipped ones are tested."""
+    from lape_ds.evaluation.checking import check_planned, check_suite  # needs the harness: seconds
+    from lape_ds.evaluation.suites import NothingToRun, plan
+
+    if not languages:
+        return check_suite(suite)
+    with suppress(NothingToRun):  # as the list says
+        check_planned(plan(suite, languages))
+    return []
 
 
 def compare(
@@ -118,7 +138,9 @@ def compare(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything.")] = None,
 ) -> None:
-    """What models gained and lost against a base: paired differences with intervals, from the samples of `lape-ds eval`.
+    """Tell what models gained and lost against a base.
+
+    Paired differences with intervals, from the samples of `lape-ds eval`.
 
     Example: lape-ds compare runs/quickstart/eval/base runs/quickstart/eval/subnetwork --markdown compared.md
     """

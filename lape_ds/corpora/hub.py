@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 
 class HubUnreachable(UserError):
-    """No network, or HF_HUB_OFFLINE: what was packed before may still be used."""
+    """No network, or HF_HUB_OFFLINE: what was packed before may still be used.
+
+    Attributes:
+        dataset: Id of the data set that was asked for; empty where that is not known.
+    """
+
+    def __init__(self, text: str, dataset: str = "") -> None:
+        super().__init__(text)
+        self.dataset = dataset
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ def explained(name: str, *, key: str = "corpus.source.dataset") -> Iterator[None
 def _explain(name: str, error: Exception, key: str) -> UserError:
     """What one may do about an error of the hub."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     dataset = name.split(" ")[0]
@@ -164,7 +173,19 @@ def _explain(name: str, error: Exception, key: str) -> UserError:
         return UserError(f"{key}: no data set {name}: {reason}; check the name or folder")
     if isinstance(error, (ValueError, RuntimeError)):  # RuntimeError: a data set that needs its own script
         return UserError(f"{key}: hub data set {name} cannot be read: {reason}")
+    mend = "check the network"
+    if isinstance(error, OfflineModeIsEnabled) or OfflineModeIsEnabled.__name__ in reason:
+        variable = offline_by()  # else nothing has answered before
+        why = "the hub does not answer" if variable is None else f"{variable} is set"
+        reason, mend = f"{why}, and it is not in the cache", mend if variable is None else f"unset {variable}"
     return HubUnreachable(
-        f"{key}: cannot reach hub data set {name} ({reason}): check the network, unset "
-        "HF_HUB_OFFLINE, or give local files"
+        f"{key}: cannot reach hub data set {name} ({reason}): {mend}, or give local files", dataset
     )
+
+
+def offline_by() -> str | None:
+    """The environment variable by which the user keeps this process from the hub; None: there is none."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return name
+    return None

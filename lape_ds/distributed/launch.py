@@ -13,7 +13,12 @@ from typing import NoReturn
 from lape_ds.distributed.launchers import slurm
 from lape_ds.distributed.launchers.hosts import LOCAL, chosen_hosts, first_address, local_slots, visible_gpus
 from lape_ds.distributed.launchers.job import COMMAND_LINE, TRAINING, Job, free_port, node_command
-from lape_ds.distributed.launchers.options import HOST_OPTIONS, CommandLine, read_command_line
+from lape_ds.distributed.launchers.options import (
+    HOST_OPTIONS,
+    CommandLine,
+    read_command_line,
+    usage_and_options,
+)
 from lape_ds.distributed.launchers.pdsh import run_on_hosts
 from lape_ds.distributed.launchers.running import run_launchers
 from lape_ds.errors import UserError, tell_error
@@ -140,6 +145,11 @@ def main(arguments: Sequence[str]) -> None:
     """`launch/<stage>.sh [launcher options] RECIPE [key=value …]`, behind the stage's name."""
     stage, *rest = arguments
     assert stage in _STAGES
+    if rest and rest[0] in ("-h", "--help"):
+        print(usage_and_options(f"launch/{stage}.sh", allowed=HOST_OPTIONS))
+        if stage == "eval":
+            print("Options of the evaluation go behind the recipe: lape-ds eval --help")
+        return
     try:
         command = read_command_line(
             rest, script=f"launch/{stage}.sh", allowed=HOST_OPTIONS, passed_on=stage == "eval"

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lape_ds.errors import UserError
+from lape_ds.evaluation.checking import check_planned
 from lape_ds.evaluation.harness import Measured, Results, measure
 from lape_ds.evaluation.heldout import HOW_TO_GIVE_TEXT, wants_text, with_heldout
 from lape_ds.evaluation.lm import ModelSettings
@@ -54,6 +55,7 @@ def evaluate_command(request: EvalRequest) -> Results:
     output_dir = request.output_dir or (recipe.output_dir / "eval" if recipe else Path())
     sources = named_models(request.targets, request.overrides, packs_dir=output_dir / "packs")
     parts = _parts(request, recipe)
+    check_planned(one for part in parts for one in part.planned)
     if request.prefetch:
         models = {one.label: (one.path, one.revision) for one in sources}
         prefetch(models, _each_once(parts), recipe=recipe, output_dir=output_dir)

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 
 from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
+from lape_ds.evaluation.hub_access import ask_hub
 
 # Suffix -> the loader of `datasets`; the FLORES+ release names its files `devtest.mlt_Latn`, a sentence a line.
 _LOADERS = {
@@ -45,6 +46,8 @@ def load_splits(dataset: str, config: str, splits: Sequence[str], *, task: str) 
     arguments: dict[str, Any] = {"path": dataset, "name": config}
     if is_local(dataset):
         arguments = local_arguments(dataset, config, splits, where=where)
+    else:
+        ask_hub()
     with explained(f"{dataset} ({config})", key=where):
         loaded = datasets.load_dataset(**arguments)
     assert isinstance(loaded, DatasetDict)

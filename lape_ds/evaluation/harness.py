@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as run_harness
 
 from lape_ds import __version__
+from lape_ds.corpora.hub import HubUnreachable
 from lape_ds.distributed.ranks import world_size
 from lape_ds.errors import UserError, tell_error
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, check_backend, quiet_harness
@@ -76,9 +77,15 @@ class Measured:
             TasksFailed: Names what failed.
         """
         if self.failures:
-            failed = [f"{label}: {task}" for label, task in self.failures]
-            more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-            num_tasks = len(failed) + sum(map(len, self.results.values()))
+            labels: dict[str, list[str]] = {}
+            for label, task in self.failures:
+                labels.setdefault(task, []).append(label)
+            failed = [
+                task if len(of_task) == len(self.results) else f"{task} of {', '.join(of_task)}"
+                for task, of_task in labels.items()
+            ]
+            more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+            num_tasks = len({task for found in self.results.values() for task in found} | labels.keys())
             raise TasksFailed(
                 f"{len(failed)} of {num_tasks} tasks failed ({'; '.join(failed[:_NAMED])}{more}); the others are kept, and the "
                 "same command tries these again"
@@ -206,10 +213,22 @@ def _build(
             failed[one.name] = error
     if not tasks:
         raise next(iter(failed.values()))
+    for line in _told_once(failed):
+        tell_error(line)
     for name, error in failed.items():
-        tell_error(f"{name}: {error}")
         measured.failures |= {(label, name): str(error) for label in measured.results}
     return tasks
+
+
+def _told_once(failed: Mapping[str, UserError]) -> Iterator[str]:
+    """A line for each failure, but one alone for all tasks of a data set that cannot be reached."""
+    alike: dict[str, list[str]] = {}
+    for name, error in failed.items():
+        dataset = error.dataset if isinstance(error, HubUnreachable) else ""
+        alike.setdefault(dataset or name, []).append(name)
+    for first, *others in alike.values():
+        more = f" and {len(others)} more of its tasks" if others else ""
+        yield f"{first}{more}: {failed[first]}"
 
 
 def _measure_model(source: ModelSource, run: _Run, measured: Measured) -> None:

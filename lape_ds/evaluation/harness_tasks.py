@@ -70,19 +70,42 @@ def default_metric(name: str, metric: str | None, *, where: str) -> tuple[str, L
         UserError: No such task, or it has no such metric.
     """
     entry, index = find_task(name, where=where)
-    config = next(_leaves(entry, index), None)
-    if config is None:
+    directions = metric_directions(entry, index)
+    if directions is None:
         raise UserError(f"{where}: say metric and direction: {name} is of a form that does not tell them")
-    listed: list[dict[str, Any]] = config.get("metric_list") or [
-        {"metric": one} for one in DEFAULT_METRIC_REGISTRY[config.get("output_type", "generate_until")]
-    ]
-    directions = {
-        str(one["metric"]): one.get("higher_is_better", is_higher_better(one["metric"])) for one in listed
-    }
     metric = metric or next(iter(directions))
     if metric not in directions:
         raise UserError(f"{where}: {name} has no metric {metric!r} but {', '.join(directions)}")
     return metric, "higher" if directions[metric] else "lower"
+
+
+def metric_directions(entry: Entry, index: Index) -> dict[str, bool] | None:
+    """The metrics of a task, or of the first of a group or tag, as its YAML tells them.
+
+    Args:
+        entry: The task, group or tag.
+        index: Holds all that it consists of.
+
+    Returns:
+        Metric -> whether higher is better; None where they are told by Python code alone.
+    """
+    config = next(_leaves(entry, index), None)
+    if config is None or "class" in config:
+        return None
+    listed: list[dict[str, Any]] = config.get("metric_list") or [
+        {"metric": one} for one in DEFAULT_METRIC_REGISTRY[config.get("output_type", "generate_until")]
+    ]
+    # A function is named by the path of its module, and its metric by itself.
+    names = [re.split(r"[./]", str(one["metric"]))[-1] for one in listed]
+    return {
+        name: bool(one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name))
+        for name, one in zip(names, listed, strict=True)
+    }
+
+
+def is_single(name: str) -> bool:
+    """Whether a name is that of a single task, ours or the harness's; of no group or tag. Takes a second, once in a process."""
+    return name in own_tasks() or name in _folders()
 
 
 def _leaves(entry: Entry, index: Index) -> Iterator[dict[str, Any]]:
@@ -91,10 +114,17 @@ def _leaves(entry: Entry, index: Index) -> Iterator[dict[str, Any]]:
         yield entry.cfg or {}
         return
     members = sorted(entry.tags) if entry.kind is Kind.TAG else (entry.cfg or {}).get("task") or []
-    for member in members:
-        name = member if isinstance(member, str) else member.get("task") or member.get("group")
-        if name in index:
-            yield from _leaves(index[name], index)
+    yield from _leaves_of(members, index)
+
+
+def _leaves_of(members: Any, index: Index) -> Iterator[dict[str, Any]]:
+    """Of what a group lists: names, or tasks and groups that are written out in it."""
+    for member in [members] if isinstance(members, str) else members:
+        named = member if isinstance(member, str) else member.get("task") or member.get("group")
+        if isinstance(named, list):
+            yield from _leaves_of(named, index)
+        elif named in index:
+            yield from _leaves(index[named], index)
 
 
 def _beside(name: str) -> Index:

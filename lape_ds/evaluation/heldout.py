@@ -27,14 +27,14 @@ from lape_ds.corpora.files import read_file
 from lape_ds.corpora.packing import PackedCorpus
 from lape_ds.corpora.reading import read_documents
 from lape_ds.errors import NoText, UserError
-from lape_ds.evaluation.suites import PlannedTask
+from lape_ds.evaluation.hub_access import ask_hub, ask_hub_for_model
+from lape_ds.evaluation.suites import HELDOUT_TASK, PlannedTask
 from lape_ds.languages import find_language
 from lape_ds.model.loading import load_tokenizer, recipe_model
 from lape_ds.recipe import FilesSource, Recipe
 from lape_ds.training.texts import heldout_part, heldout_text
 from lape_ds.writing import told_if_unwritable, write_json, write_text
 
-TASK = "heldout_bits_per_byte"
 HOW_TO_GIVE_TEXT = (
     "name a recipe or a run, whose corpus holds text out, or give the task a file in a suite of your own: "
     'metadata: {path: "text/{code}.jsonl"}'
@@ -59,24 +59,26 @@ def documents(
     if fault is not None:
         raise UserError(fault)
     if path is None:
-        raise UserError(f"task {TASK} has no text: {HOW_TO_GIVE_TEXT}")
+        raise UserError(f"task {HELDOUT_TASK} has no text: {HOW_TO_GIVE_TEXT}")
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"task {TASK}: no such file {file}; {HOW_TO_GIVE_TEXT}")
+        raise UserError(f"task {HELDOUT_TASK}: no such file {file}; {HOW_TO_GIVE_TEXT}")
     texts = []
     for item in read_file(file, FilesSource(kind="files", path=path, column=column)):
         if item.problem is not None:
-            raise UserError(f"task {TASK}: {item.problem}")
+            raise UserError(f"task {HELDOUT_TASK}: {item.problem}")
         if item.text is not None and item.text.strip():
             texts.append({"text": item.text})
     if not texts:
-        raise UserError(f"task {TASK}: {file} holds no document; give it some, or leave the language out")
+        raise UserError(
+            f"task {HELDOUT_TASK}: {file} holds no document; give it some, or leave the language out"
+        )
     return {"test": Dataset.from_list(texts)}
 
 
 def wants_text(planned: PlannedTask) -> bool:
     """Whether it measures a recipe's text, and no file of its own."""
-    return planned.harness_task == TASK and "path" not in planned.metadata
+    return planned.harness_task == HELDOUT_TASK and "path" not in planned.metadata
 
 
 def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: Path) -> list[PlannedTask]:
@@ -100,6 +102,9 @@ def with_heldout(planned: Sequence[PlannedTask], recipe: Recipe | None, folder: 
     if recipe is None:
         title = next(one.title for one in compress(planned, wanting))
         raise UserError(f"suite task {title!r} has no text to measure on: {HOW_TO_GIVE_TEXT}")
+    ask_hub_for_model(recipe.model.path)
+    if any(recipe.corpus.source_of(code).kind == "hub" for code in languages):
+        ask_hub()
     tokenizer = load_tokenizer(recipe_model(recipe))
     given = {code: _given(code, recipe, tokenizer, folder / "heldout") for code in languages}
     return [

@@ -24,6 +24,7 @@ from transformers import GenerationConfig
 
 from lape_ds.distributed import ranks
 from lape_ds.errors import UserError
+from lape_ds.evaluation.hub_access import ask_hub_for_model
 from lape_ds.evaluation.model_facts import LONGEST_WINDOW, model_facts
 from lape_ds.model.loading import load_model, load_tokenizer, resolve_model, without_bars
 from lape_ds.subnetwork.pack import Pack
@@ -65,6 +66,7 @@ class ModelSource:
 
 @functools.cache  # the hub is asked once: a branch that moves meanwhile must not be two models
 def _folder(path: str, revision: str | None) -> Path:
+    ask_hub_for_model(path)
     return resolve_model(path, revision)
 
 

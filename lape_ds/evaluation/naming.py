@@ -5,6 +5,7 @@ Before subjects and the comparison's reading; needs no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def model_place(target: str) -> Path:
     path = path.resolve()
     is_exported = path.name == "model" and (path.parent / "recipe.yaml").is_file()
     return run_place(path.parent) if is_exported else path
+
+
+def check_named(target: str) -> None:
+    """Refuses a path at which nothing is, before it is taken for a model's id on the hub.
+
+    Raises:
+        UserError: It is no id (`owner/name`), or its first folder is here.
+    """
+    path = Path(target).expanduser()
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", target) and not target.startswith((".", "~"))
+    here = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    if not path.exists() and (here or not is_id):
+        raise UserError(f"{target}: neither a recipe nor a run, pack or model is there; check the path")
 
 
 def free_label(own: str, place: Path, taken: Container[str]) -> str:

@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lape_ds.corpora.hub import offline_by
 from lape_ds.errors import UserError
 from lape_ds.evaluation.suites import PlannedTask
 from lape_ds.recipe import Recipe
@@ -60,8 +61,10 @@ def prefetch(
     needs = _Needs(models, planned, recipe, output_dir)
     advice = "mend what is told above and give the command again"
     missing = _fetch(needs)
-    if constants.HF_HUB_OFFLINE:
-        advice = "HF_HUB_OFFLINE is set, so that nothing was fetched; unset it where there is a network"
+    if (variable := offline_by()) is not None:
+        advice = f"{variable} is set, so that nothing was fetched; unset it where there is a network"
+    elif constants.is_offline_mode():
+        advice = "the hub does not answer, so that nothing was fetched; give the command again where there is a network"
     elif not missing:
         missing = [name for name, fault in _ask_without_network(needs) if _told(name, fault)]
         advice = "they came, but are not found without a network: use local files, or evaluate with a network"
@@ -125,8 +128,10 @@ def _tried(ask: Callable[..., Value], *arguments: Any) -> tuple[Value | None, st
 
 def _load_tokenizer(path: str, revision: str | None) -> None:
     """Of a model, whose other files come with it."""
+    from lape_ds.evaluation.hub_access import ask_hub_for_model
     from lape_ds.model.loading import load_tokenizer, resolve_model
 
+    ask_hub_for_model(path)
     load_tokenizer(resolve_model(path, revision))
 
 

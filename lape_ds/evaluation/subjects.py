@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lape_ds.errors import UserError
 from lape_ds.evaluation.lm import ModelSource
-from lape_ds.evaluation.naming import free_label, model_place, pack_place, run_place
+from lape_ds.evaluation.naming import check_named, free_label, model_place, pack_place, run_place
 from lape_ds.evaluation.request import recipe_path
 from lape_ds.recipe import load_recipe
 from lape_ds.subnetwork.pack import Pack
@@ -52,6 +52,7 @@ def _named_by(target: str, overrides: Sequence[str], packs_dir: Path) -> list[tu
         return [(base, Path(base.path)), (ModelSource(place.name, base.path, base.revision, path), place)]
     found = recipe_path(target)
     if found is None:
+        check_named(target)
         return [(ModelSource(model_place(target).name, target), model_place(target))]
     recipe = load_recipe(found, overrides)
     base = ModelSource("base", recipe.model.path, recipe.model.revision)

@@ -24,13 +24,15 @@ from lape_ds.recipe.source_text import SourceText, read_yaml
 from lape_ds.resources import asset
 
 NUM_FEW_OTHERS = 2  # languages beside the trained ones, of a suite that is for `few`
+HELDOUT_TASK = "heldout_bits_per_byte"  # of whichever language it is given the recipe's text
 _COLUMNS = [field.name for field in fields(Language) if field.name != "aliases"]
 
 
 class SuiteTask(Section):
     """One line of the table: a harness task and how to read its score."""
 
-    # The harness's name of a task, a group or a tag; may hold placeholders of the language table, e.g. `belebele_{belebele}`.
+    # The harness's name of a task, a group or a tag (not given: the line's); may hold placeholders of the language table, e.g.
+    # `belebele_{belebele}`.
     # A language without that code is left out. The documents of a group or tag are pooled into one score.
     task: str = Field(min_length=1)
     # The task's parameters; strings may hold placeholders.
@@ -40,9 +42,9 @@ class SuiteTask(Section):
     direction: Literal["higher", "lower"]  # not given: the harness's
     filter: str | None = None  # of a task that reads its answers in several ways, which one; None: the first
     random_baseline: float | None = None  # None: guessing has no score, as for bits per byte
-    languages: list[LanguageCode] | None = Field(
-        None, min_length=1
-    )  # only these; None: all that the task has
+    # Only these; None: all whose codes fill the placeholders. Must be given where there is no placeholder, unless the suite's own
+    # `languages` is a list of one.
+    languages: list[LanguageCode] | None = Field(None, min_length=1)
     left_out: dict[LanguageCode, str] = Field(default_factory=dict)  # language -> why it is not measured
 
     def placeholders(self) -> list[str]:
@@ -239,6 +241,7 @@ def _load(name_or_path: str | Path, *, including: Sequence[Path]) -> Suite:
         suite = Suite.model_validate_json(json.dumps(source.data), strict=True)
     except ValidationError as error:
         raise UserError(_one_line(error, source)) from None
+    suite = suite.model_copy(update={"tasks": _of_known_languages(suite, source)})
     if suite.include is not None:
         # A path is seen from the file that names it.
         other = path.parent / suite.include if suite.include.endswith((".yaml", ".yml")) else suite.include
@@ -249,6 +252,27 @@ def _load(name_or_path: str | Path, *, including: Sequence[Path]) -> Suite:
             f"tasks: a suite must have at least one, or include another ({source.place(('tasks',))})"
         )
     return suite
+
+
+def _of_known_languages(suite: Suite, source: SourceText) -> dict[str, SuiteTask]:
+    """A suite's own tasks; where neither name nor parameters hold a placeholder, `languages` is the suite's, if that is one.
+
+    Raises:
+        UserError: It is not one: the same documents would count as every language that the suite is run for.
+    """
+    tasks: dict[str, SuiteTask] = {}
+    for title, spec in suite.tasks.items():
+        is_told = spec.task == HELDOUT_TASK and "path" not in spec.metadata
+        if spec.languages is None and not spec.placeholders() and not is_told:
+            if isinstance(suite.languages, str) or len(suite.languages) != 1:
+                raise UserError(
+                    f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or "
+                    f"metadata that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then "
+                    f"measured where the suite is run for that language ({source.place(('tasks', title))})"
+                )
+            spec = spec.model_copy(update={"languages": suite.languages})
+        tasks[title] = spec
+    return tasks
 
 
 def _suite_path(name_or_path: str | Path) -> Path:
@@ -266,12 +290,13 @@ def _suite_path(name_or_path: str | Path) -> Path:
 
 
 def _complete(source: SourceText) -> None:
-    """Writes short lines out: `mmlu:`, `mmlu: mmlu`, and tasks whose metric or direction is left to the harness."""
+    """Writes short lines out: a task without a name has the line's, and metric and direction may be left to the harness."""
     tasks = source.data.get("tasks") if isinstance(source.data, dict) else None
     if not isinstance(tasks, dict):
         return
     for title, line in tasks.items():
-        line = {"task": title} if line is None else {"task": line} if isinstance(line, str) else line
+        line = {"task": line} if isinstance(line, str) else {} if line is None else line
+        line = {"task": title} | line if isinstance(line, dict) else line
         tasks[title] = line
         if (
             not isinstance(line, dict)

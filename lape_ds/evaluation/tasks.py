@@ -22,6 +22,7 @@ from lape_ds.corpora.hub import explained
 from lape_ds.errors import UserError
 from lape_ds.evaluation.data_sources import local_arguments, local_path
 from lape_ds.evaluation.harness_tasks import find_task
+from lape_ds.evaluation.hub_access import ask_hub
 from lape_ds.evaluation.pooled import PooledTask
 from lape_ds.evaluation.suites import PlannedTask
 from lape_ds.evaluation.translation_metrics import require_spbleu, spbleu
@@ -109,6 +110,8 @@ class _Factory(TaskFactory):
             config["dataset_kwargs"] = (config.get("dataset_kwargs") or {}) | arguments
         elif dataset in _DEAD:
             raise UserError(f"{self._where}: data set {dataset} no longer loads; name {_DEAD[dataset]}")
+        elif dataset:
+            ask_hub()
         return config
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:

@@ -299,6 +299,7 @@ def test_offline_hub_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         UserError, match=r"cannot reach hub data set some/data .*HF_HUB_OFFLINE.*give local files"
     ) as refusal:

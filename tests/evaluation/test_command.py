@@ -98,6 +98,12 @@ def test_what_cannot_be_measured_is_refused(recipe: Path, tmp_path: Path, model_
         measured("nothing.yaml")
     with pytest.raises(UserError, match=r"no config\.json"):
         measured(str(tmp_path), languages=["mlt"], output_dir=tmp_path / "out")
+    # Not taken for an id of the hub: it is none, or its folder is here.
+    for nowhere in ("runs/nope/train/x", "./nope", "tests/nope"):
+        with pytest.raises(
+            UserError, match=rf"^{nowhere}: neither a recipe nor a run, pack or model is there"
+        ):
+            measured(nowhere, languages=["mlt"], output_dir=tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         measured(str(recipe), suites=["quikstart"])
     assert not (tmp_path / "out").exists()

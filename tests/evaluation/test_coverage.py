@@ -400,6 +400,7 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     planned = {one.title: one for one in plan(load_suite("monolingual"), ["et"])}
     for title, dataset in (
         ("belebele", "facebook/belebele est_Latn"),

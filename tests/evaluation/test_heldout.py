@@ -15,11 +15,11 @@ from lape_ds.corpora.cldr import sample_records
 from lape_ds.corpora.hub import HubUnreachable
 from lape_ds.corpora.splitting import text_keys
 from lape_ds.errors import UserError
-from lape_ds.evaluation.heldout import TASK, documents, with_heldout
+from lape_ds.evaluation.heldout import documents, with_heldout
 from lape_ds.evaluation.lm import ModelSettings, ModelSource, quiet_harness
 from lape_ds.evaluation.prefetch import _ask, _Needs
 from lape_ds.evaluation.serving import ServedModel
-from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
+from lape_ds.evaluation.suites import HELDOUT_TASK, PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import build_task
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint, load_tokenizer
@@ -32,7 +32,7 @@ SUITE = Suite.model_validate(
     {
         "name": "own",
         "tasks": {
-            "heldout": {"task": TASK, "metric": "bits_per_byte", "direction": "lower"},
+            "heldout": {"task": HELDOUT_TASK, "metric": "bits_per_byte", "direction": "lower"},
             "topic": {
                 "task": "cldr_topic",
                 "metadata": {"language": "{code}"},
@@ -52,7 +52,7 @@ SETTINGS = [
 
 
 def heldout_tasks(*languages: str) -> list[PlannedTask]:
-    return [one for one in plan(SUITE, languages) if one.harness_task == TASK]
+    return [one for one in plan(SUITE, languages) if one.harness_task == HELDOUT_TASK]
 
 
 def recipe_of(path: Path, *overrides: str) -> Recipe:
@@ -198,7 +198,7 @@ def test_a_suite_may_name_any_file(tmp_path: Path):
     write_lines(tmp_path / "mlt_Latn.jsonl", 3)
     suite = tmp_path / "own.yaml"
     suite.write_text(
-        f"name: own\ntasks:\n  text:\n    task: {TASK}\n    metadata: {{path: '{tmp_path}/{{code}}.jsonl'}}\n"
+        f"name: own\ntasks:\n  text:\n    task: {HELDOUT_TASK}\n    metadata: {{path: '{tmp_path}/{{code}}.jsonl'}}\n"
         "    metric: bits_per_byte\n    direction: lower\n"
     )
     (one,) = plan(load_suite(suite), ["mlt"])

@@ -192,18 +192,42 @@ def test_a_short_line_is_read_as_the_task_says(tmp_path: Path):
     suite = load_suite(
         written(
             tmp_path,
-            "name: own\ntasks:\n  cldr_topic:\n  mine: cldr_bits_per_byte\n  third: {task: cldr_cloze, metric: acc_bytes}\n",
+            "name: own\nlanguages: [mlt]\ntasks:\n  cldr_topic:\n  mine: cldr_bits_per_byte\n"
+            "  third: {task: cldr_cloze, metric: acc_bytes}\n  cldr_translation: {num_fewshot: 2}\n",
         )
     )
     assert [(one.task, one.metric, one.direction) for one in suite.tasks.values()] == [
         ("cldr_topic", "acc", "higher"),
         ("cldr_bits_per_byte", "bits_per_byte", "lower"),
         ("cldr_cloze", "acc_bytes", "higher"),
+        ("cldr_translation", "acc", "higher"),
     ]
+    assert suite.tasks["cldr_translation"].num_fewshot == 2
     with pytest.raises(
         UserError, match=r"suite task 'third' .*own\.yaml:3.*cldr_cloze has no metric 'f1' but acc, acc_bytes"
     ):
         load_suite(written(tmp_path, "name: own\ntasks:\n  third: {task: cldr_cloze, metric: f1}\n"))
+
+
+def test_a_task_without_a_placeholder_is_of_the_language_that_is_said(tmp_path: Path):
+    """Else the same documents would be measured as each of the trained languages."""
+    arc = "name: own\ntasks:\n  arc_easy: {metric: acc, direction: higher}\n"
+    for languages in ("trained", "[eng, mlt]"):
+        with pytest.raises(
+            UserError,
+            match=r"^tasks\.arc_easy\.languages: must be given.*arc_easy: \{languages: \[eng\]\}.*own\.yaml:4",
+        ):
+            load_suite(written(tmp_path, arc.replace("tasks:", f"languages: {languages}\ntasks:")))
+    # The suite's one language is the task's, and stays so where another suite takes the task over.
+    load_suite(written(tmp_path, arc.replace("tasks:", "languages: [English]\ntasks:")))
+    other = tmp_path / "other.yaml"
+    other.write_text("name: other\ninclude: own.yaml\nlanguages: all\n", encoding="utf-8")
+    assert [one.language for one in plan(load_suite(other), ["mlt", "eng"])] == ["eng_Latn"]
+    # Held-out text is the recipe's, of each language; a file is of one.
+    heldout = "name: own\ntasks:\n  heldout_bits_per_byte: {metric: bits_per_byte, direction: lower}\n"
+    assert len(plan(load_suite(written(tmp_path, heldout)), ["mlt", "eng"])) == 2
+    with pytest.raises(UserError, match=r"^tasks\.heldout_bits_per_byte\.languages: must be given"):
+        load_suite(written(tmp_path, heldout.replace("{metric", "{metadata: {path: a.txt}, metric")))
 
 
 def test_every_yaml_under_tasks_is_a_task_and_a_template_is_none():

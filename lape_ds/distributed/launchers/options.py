@@ -113,3 +113,9 @@ def _listed(allowed: Sequence[str]) -> str:
 
 def _usage(script: str) -> str:
     return f"usage: {script} [launcher options] RECIPE.yaml [key=value …]"
+
+
+def usage_and_options(script: str, *, allowed: Sequence[str]) -> str:
+    """What `--help` prints: the form of the command line, and its launcher options."""
+    usage = _usage(script)
+    return f"{usage[0].upper()}{usage[1:]}\nLauncher options: {_listed(allowed)}"

@@ -14,7 +14,7 @@ from lape_ds.errors import UserError
 from lape_ds.evaluation.comparing.alike import check_results, common_settings, model_settings
 from lape_ds.evaluation.comparing.differences import Estimate, Paired, estimate
 from lape_ds.evaluation.comparing.pairing import paired_tasks
-from lape_ds.evaluation.comparing.reading import read_results
+from lape_ds.evaluation.comparing.reading import read_results, trained_languages
 from lape_ds.evaluation.comparing.statistics import LEVEL, holm
 from lape_ds.evaluation.results import TaskResult
 from lape_ds.runlog import Progress
@@ -22,7 +22,7 @@ from lape_ds.runlog import Progress
 NUM_RESAMPLES = 10_000
 SEED = 0
 ACCURACY = "accuracy"  # the means' name of what is rescaled by chance, whatever the tasks' metrics
-ALL_LANGUAGES = "all"
+ALL_LANGUAGES, TRAINED, OTHERS = "all", "trained", "others"  # the means' names of several languages
 
 Verdict = Literal["better", "worse", "no difference shown", "not tested"]
 
@@ -49,7 +49,7 @@ class Row:
     Attributes:
         name: The task's; of a mean, what it is of, of which suite and language.
         title: The suite's name of the task; of a mean, what it is of.
-        language: Canonical code, or `all`.
+        language: Canonical code, or `all`, or `trained` and `others`.
         metric: As the harness calls it.
         direction: Which way is better.
         random_baseline: A guesser's score; None where guessing has none, and of means, which are rescaled by it.
@@ -90,6 +90,7 @@ class Comparison:
         model_settings: Label -> what results say of the model.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
+        trained: Languages that the runs among the models have trained; empty where their recipes are not there, or unlike.
     """
 
     base: str
@@ -101,6 +102,7 @@ class Comparison:
     model_settings: dict[str, dict[str, Any]]
     num_resamples: int
     seed: int
+    trained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _Mean:
     Attributes:
         suite: Whose tasks; None where results do not tell.
         kind: `accuracy` or a metric.
-        language: Or `all`.
+        language: Or `all`, or `trained` and `others`.
         weights: Task -> weight; they sum to 1 but for the rescaling.
         offset: What the weighted sum of scores is too large by.
     """
@@ -146,7 +148,8 @@ def compare(
     base, *labels = results
     read = paired_tasks(folders, results)
     paired = {task: one for task, one in read.items() if isinstance(one, Paired)}
-    means = _means(_suites(results), results[base], paired)
+    trained = trained_languages(folders.values())
+    means = _means(_suites(results), results[base], paired, trained)
     with Progress("resampling", total=len(paired) * num_resamples, unit="resamples") as bar:
         found, averaged = estimate(
             paired,
@@ -170,6 +173,7 @@ def compare(
         },
         num_resamples=num_resamples,
         seed=seed,
+        trained=trained,
     )
 
 
@@ -215,20 +219,29 @@ def _means(
     suites: Mapping[str | None, Sequence[str]],
     results: Mapping[str, TaskResult],
     paired: Mapping[str, Paired],
+    trained: frozenset[str],
 ) -> dict[str, _Mean]:
     """Of each suite by itself: over all suites, what one is to gain and another must not lose would cancel out."""
     means = [
         mean
         for suite, tasks in suites.items()
-        for mean in _suite_means(suite, results, {task: paired[task] for task in tasks if task in paired})
+        for mean in _suite_means(
+            suite, results, {task: paired[task] for task in tasks if task in paired}, trained
+        )
     ]
     return {mean.name: mean for mean in means}
 
 
 def _suite_means(
-    suite: str | None, results: Mapping[str, TaskResult], paired: Mapping[str, Paired]
+    suite: str | None,
+    results: Mapping[str, TaskResult],
+    paired: Mapping[str, Paired],
+    trained: frozenset[str],
 ) -> list[_Mean]:
-    """Of each kind: over the tasks of each language that has several, and over languages, each weighing alike."""
+    """Of each kind: over the tasks of each language that has several, and over languages, each weighing alike.
+
+    Where both trained and other languages are among them, over each of the two: what was gained must not hide what was lost.
+    """
     found: list[_Mean] = []
     kinds = {task: _kind(results[task], one) for task, one in paired.items()}
     for kind in sorted(set(kinds.values()), key=lambda kind: (kind != ACCURACY, kind)):
@@ -242,8 +255,11 @@ def _suite_means(
             for language in sorted({result.language for result in own})
         }
         found += [_mean(suite, kind, name, [tasks]) for name, tasks in languages.items() if len(tasks) > 1]
-        if len(languages) > 1:
-            found.append(_mean(suite, kind, ALL_LANGUAGES, list(languages.values())))
+        parts = {TRAINED: languages.keys() & trained, OTHERS: languages.keys() - trained}
+        parts = parts if all(parts.values()) else {ALL_LANGUAGES: languages.keys()}
+        for name, codes in parts.items():
+            if len(codes) > 1:
+                found.append(_mean(suite, kind, name, [languages[code] for code in sorted(codes)]))
     return found
 
 

@@ -29,6 +29,7 @@ from lape_ds.evaluation.comparing.statistics import (
 MIN_DOCUMENTS = 10  # fewer have a value and no p
 MIN_DIFFERING = 6  # so many must differ before any division of them is rarer than one in twenty
 _FEW = f"fewer than {MIN_DIFFERING} documents scored otherwise"
+_NONE = "no document scored otherwise"  # resampling would give ±0, which reads as certainty
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,18 @@ def _intervals(scores: Array, variances: Array, t: Array) -> list[Estimate]:
     constant = errors <= 1e-12 * np.maximum(1.0, np.abs(scores[1:]))  # all documents moved alike
     observed = np.where(constant, np.inf, np.abs(differences) / np.where(constant, 1.0, errors))
     p = np.where(constant, (differences == 0) * 1.0, p_values(t, observed))
+    same = constant & (differences == 0)
     half_widths = np.where(constant, 0.0, errors * half_width_factors(np.where(constant, 0.0, t)))
     return [
         Estimate(
             base=float(scores[0]),
             value=float(scores[place + 1]),
             difference=float(differences[place]),
-            half_width=float(half_widths[place]) if np.isfinite(half_widths[place]) else None,
+            half_width=None
+            if same[place] or not np.isfinite(half_widths[place])
+            else float(half_widths[place]),
             p=float(p[place]),
+            reason=_NONE if same[place] else "",
         )
         for place in range(len(differences))
     ]
@@ -232,7 +237,7 @@ def _right_or_wrong(found: Estimate, base: Array, model: Array) -> Estimate:
     if half_width is not None:
         # Of few discordant documents the bootstrap knows less than the test: it may not see that none went the other way.
         half_width = max(half_width, distance) if p > LEVEL else min(half_width, math.nextafter(distance, 0))
-    reason = _FEW if half_width is None else ""
+    reason = "" if half_width is not None else _FEW if gained + lost else _NONE
     return replace(found, p=p, half_width=half_width, gained=gained, lost=lost, reason=reason)
 
 

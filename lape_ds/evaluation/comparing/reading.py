@@ -7,7 +7,7 @@ First of the comparison: from names to folders, and from files to values of docu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,25 @@ def read_results(folder: Path) -> dict[str, TaskResult]:
     """
     found = {path.stem: read_result(folder, path.stem) for path in sorted(folder.glob("*.json"))}
     return {task: result for task, result in found.items() if result is not None}
+
+
+def trained_languages(folders: Iterable[Path]) -> frozenset[str]:
+    """What the runs behind some folders of results have trained, by the recipes beside them (`train/<label>/recipe.yaml`).
+
+    Args:
+        folders: `<output_dir>/eval/<label>` of runs; others tell nothing.
+
+    Returns:
+        Canonical codes; none where no recipe is there, or runs have trained unlike languages.
+
+    Raises:
+        UserError: A recipe is not valid.
+    """
+    recipes = [
+        folder.parents[1] / "train" / folder.name / "recipe.yaml" for folder in map(Path.resolve, folders)
+    ]
+    found = {frozenset(load_recipe(path).trained_languages) for path in recipes if path.is_file()}
+    return found.pop() if len(found) == 1 else frozenset()
 
 
 def read_samples(folder: Path, result: TaskResult) -> Samples:

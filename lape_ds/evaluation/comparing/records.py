@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lape_ds import __version__
-from lape_ds.evaluation.comparing.comparison import ALL_LANGUAGES, Compared, Comparison, Row
+from lape_ds.evaluation.comparing.comparison import ALL_LANGUAGES, OTHERS, TRAINED, Compared, Comparison, Row
 from lape_ds.evaluation.comparing.statistics import LEVEL
 
 SCHEMA_VERSION = 1
@@ -34,6 +34,7 @@ def as_json(comparison: Comparison, *, command: str) -> dict[str, Any]:
             "mean_accuracy": "(score - chance) / (1 - chance), mean over a suite's tasks of a language, mean over languages",
         },
         "base": comparison.base,
+        "trained_languages": sorted(comparison.trained),
         "models": {
             label: {"folder": str(folder), **comparison.model_settings[label]}
             for label, folder in comparison.folders.items()
@@ -49,7 +50,7 @@ def _row(row: Row) -> dict[str, Any]:
         "name": row.name,
         "title": row.title,
         "suite": row.suite,
-        "language": None if row.language == ALL_LANGUAGES else row.language,
+        "language": None if row.language in (ALL_LANGUAGES, TRAINED, OTHERS) else row.language,
         "metric": row.metric,
         "unit": unit(row),
         "direction": row.direction,

@@ -5,13 +5,14 @@ Last on the comparison's way, beside `records.py`, which writes it for other pro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from lape_ds.evaluation.comparing.comparison import Compared, Comparison, Row, Verdict
+from lape_ds.evaluation.comparing.comparison import ACCURACY, Compared, Comparison, Row, Verdict
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _WIDTH = 90  # of a log or a file
@@ -25,7 +26,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     """Prints the tables; they are made for 90 columns, with as many models side by side as fit."""
     console = console or Console()
     if not console.is_terminal:
-        console = Console(width=_WIDTH, file=console.file)
+        console = Console(width=None if os.environ.get("COLUMNS") else _WIDTH, file=console.file)
     labels = list(comparison.folders)[1:]
     most = max(1, (console.width - _FIRST_COLUMNS) // _MODEL_COLUMN)
     for start in range(0, len(labels), most):
@@ -43,17 +44,23 @@ def caption(comparison: Comparison) -> list[str]:
         name: sum(one.p_holm is not None for row in rows for one in row.models.values())
         for name, rows in (("tasks", comparison.tasks), ("means", comparison.means))
     }
-    means = f", {num_tests['means']} of the means" if num_tests["means"] else ""
     lines = [
         f"Each model's difference from {comparison.base}, on the same documents. ±: half of the 95 % interval of that row "
-        f"by itself ({comparison.num_resamples:,} paired bootstrap resamples, studentised). p: two-sided (exact McNemar where "
-        f"answers are right or wrong), after Holm's correction for all {num_tests['tasks']} comparisons of the tasks{means}. "
-        "better, worse: p ≤ 0.05; –: no difference shown, which is not a proof that there is none. ↑ ↓: which way is better."
+        f"by itself ({comparison.num_resamples:,} paired bootstrap resamples, studentised). ↑ ↓: which way is better."
     ]
+    corrected = [f"{_counted(num, 'comparison')} of the {name}" for name, num in num_tests.items() if num]
+    if corrected:
+        lines.append(
+            "p: two-sided (exact McNemar where answers are right or wrong), after Holm's correction for all "
+            f"{', and for all '.join(corrected)}. better, worse: p ≤ 0.05; –: no difference shown, which is not a proof that "
+            "there is none."
+        )
+    if comparison.trained:
+        lines.append("*: trained. others: the languages that were not (from the runs' recipes).")
     if comparison.means:
         lines.append(
-            "mean accuracy: (score − chance) / (1 − chance), averaged over a suite's tasks of a language; all: over "
-            "languages."
+            "mean accuracy, the base's too: (score − chance) / (1 − chance), so that a guesser has 0, averaged over a suite's "
+            "tasks of a language; all, trained, others: over languages."
         )
     return lines
 
@@ -66,7 +73,8 @@ def notes(comparison: Comparison) -> list[str]:
         reasons = {label: one.estimate.reason for label, one in row.models.items()}
         for reason in dict.fromkeys(filter(None, reasons.values())):
             who = [label for label in reasons if reasons[label] == reason]
-            name = row.name if len(who) == len(reasons) else f"{row.name} ({', '.join(who)})"
+            own = f"{row.title} {row.language}"  # as in the table
+            name = own if len(who) == len(reasons) else f"{own} ({', '.join(who)})"
             by_reason.setdefault(reason, []).append(name)
     lines += [f"No interval, {reason}: {_some(names)}." for reason, names in by_reason.items()]
     if comparison.left_out:
@@ -105,7 +113,7 @@ def _table(title: str, comparison: Comparison, rows: Sequence[Row], labels: Sequ
         table.add_column(label, justify="right", overflow="fold", min_width=_MODEL_COLUMN - 2)
     for place, row in enumerate(rows):
         table.add_row(
-            f"{row.title} {_ARROWS[row.direction]} {row.language}\n[dim]{_measure(row)}[/dim]",
+            f"{row.title} {_ARROWS[row.direction]} {_language(row, comparison)}\n[dim]{_measure(row)}[/dim]",
             number(row.base, row),
             *(_cell(row, row.models[label]) for label in labels),
             end_section=place + 1 == len(rows) or rows[place + 1].title != row.title,
@@ -113,9 +121,17 @@ def _table(title: str, comparison: Comparison, rows: Sequence[Row], labels: Sequ
     return table
 
 
+def _language(row: Row, comparison: Comparison) -> str:
+    return f"{row.language}{'*' if row.language in comparison.trained else ''}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _measure(row: Row) -> str:
     if row.tasks:
-        return f"over {len(row.tasks)} tasks"
+        return f"over {_counted(len(row.tasks), 'task')}{', chance = 0' if row.metric == ACCURACY else ''}"
     metric = "" if row.metric == row.title else f"{row.metric}, "
     chance = "" if row.random_baseline is None else f", chance {row.random_baseline:.3g}"
     return f"{metric}n {row.num_documents}{chance}"
@@ -170,7 +186,13 @@ def _markdown_table(comparison: Comparison, rows: Sequence[Row], labels: Sequenc
     for row in rows:
         chance = "–" if row.random_baseline is None else f"{row.random_baseline:.3g}"
         size = f"{len(row.tasks)} tasks" if row.tasks else f"{row.num_documents}"
-        cells = [row.title, row.language, f"{row.metric} {_ARROWS[row.direction]}", size, chance]
+        cells = [
+            row.title,
+            _language(row, comparison),
+            f"{row.metric} {_ARROWS[row.direction]}",
+            size,
+            chance,
+        ]
         cells.append(number(row.base, row))
         for label in labels:
             cells += _markdown_cells(row, row.models[label])
