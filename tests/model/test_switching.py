@@ -25,7 +25,11 @@ BLOCK = {"phi": "mlp.fc2"}
 def some_neurons(num_neurons: int) -> Tensor:
     """First, last and some between of layers 0 and 2, none of layer 1; in a mixture of every expert."""
     generator = torch.Generator().manual_seed(3)
-    picked = {0, num_neurons - 1, *torch.randperm(num_neurons, generator=generator)[: num_neurons // 3].tolist()}
+    picked = {
+        0,
+        num_neurons - 1,
+        *torch.randperm(num_neurons, generator=generator)[: num_neurons // 3].tolist(),
+    }
     return torch.tensor([[layer, index] for layer in (0, 2) for index in sorted(picked)], dtype=torch.int32)
 
 
@@ -112,6 +116,12 @@ def test_the_bias_stays() -> None:
     assert bool(layer.fc2.bias.abs().max() > 0)
 
 
+def zero_and_stop(model: PreTrainedModel, weight: Tensor) -> None:
+    with switched_off(model, torch.tensor([[2, 5], [2, 22]])):
+        assert not weight[:, [5, 22]].any()
+        raise KeyboardInterrupt
+
+
 def test_every_bit_comes_back_also_after_an_error() -> None:
     """Negative zeros, denormals and NaNs with a payload too, in half of a float's bytes."""
     model = tiny_model("llama", dtype=torch.bfloat16)
@@ -120,9 +130,8 @@ def test_every_bit_comes_back_also_after_an_error() -> None:
     with torch.no_grad():
         weight[:4, 5] = patterns.view(torch.bfloat16)
     before = weight.detach().view(torch.int16).clone()
-    with pytest.raises(KeyboardInterrupt), switched_off(model, torch.tensor([[2, 5], [2, 22]])):
-        assert not weight[:, [5, 22]].any()
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        zero_and_stop(model, weight)
     assert torch.equal(weight.detach().view(torch.int16), before)
 
 
