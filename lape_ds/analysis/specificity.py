@@ -221,7 +221,8 @@ def _estimates(table: _Table, num_resamples: int) -> tuple[list[dict[str, Estima
         draws = {code: _draws(size, num_resamples, code) for code, size in sizes.items()}
         resampled, resampled_variances = table.scores(draws, num_resamples)
         t = studentised(resampled - values, resampled_variances, variances)
-        half_widths = np.sqrt(variances) * half_width_factors(t)
+        with np.errstate(invalid="ignore"):  # documents that are all alike: 0 times infinity is not known
+            half_widths = np.sqrt(variances) * half_width_factors(t)
         drawn = np.concatenate(list(_draws(len(table.rows), num_resamples, "languages")))
         overall = [
             _mean_of_languages(mine, mine_resampled, drawn)
