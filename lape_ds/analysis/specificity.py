@@ -20,7 +20,7 @@ Intervals are 95 %, symmetric, from the studentised bootstrap (evaluation/compar
 - **overall**, in two levels: the documents are redrawn as above, and of the languages that have neurons as many are drawn
   with replacement; a drawn one keeps its row, with all others in it. The standard error is that of a mean over languages. So
   this interval is about other text *and* other languages under test beside the same others; and about other seeds, since
-  every language has random sets of its own. Of four languages it is very wide.
+  every language has random sets of its own. Of fewer than a dozen it is wide: with eight about twice Student's.
 
 Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, sections 3.8 (two levels) and 5.2 (studentised);
 Hall, On symmetric bootstrap confidence intervals, J. R. Stat. Soc. B 50, 1988; Cochran, Sampling Techniques, 1977, chapter 6

@@ -130,7 +130,8 @@ def test_intervals_are_those_of_loops() -> None:
 
 
 def test_planted_specificity_is_found_and_none_is_not() -> None:
-    codes = [*CODES, "isl_Latn", "lit_Latn", "slk_Latn"]
+    more = "isl_Latn lit_Latn slk_Latn lvs_Latn slv_Latn mkd_Cyrl ekk_Latn eng_Latn deu_Latn fra_Latn spa_Latn rus_Cyrl cmn_Hans"
+    codes = [*CODES, *more.split()]
     scores = Specificity.of(random_ablation(codes, num_documents=150), num_resamples=2000)
     assert scores.overall["identified"].is_positive
     assert all(scores.overall_over[kind].is_positive for kind in CONTROLS)
