@@ -221,8 +221,7 @@ def _estimates(table: _Table, num_resamples: int) -> tuple[list[dict[str, Estima
         draws = {code: _draws(size, num_resamples, code) for code, size in sizes.items()}
         resampled, resampled_variances = table.scores(draws, num_resamples)
         t = studentised(resampled - values, resampled_variances, variances)
-        with np.errstate(invalid="ignore"):  # documents that are all alike: 0 times infinity is not known
-            half_widths = np.sqrt(variances) * half_width_factors(t)
+        half_widths = _half_widths(variances, t)
         drawn = np.concatenate(list(_draws(len(table.rows), num_resamples, "languages")))
         overall = [
             _mean_of_languages(mine, mine_resampled, drawn)
@@ -251,7 +250,12 @@ def _mean_of_languages(values_K: Array, resampled_BK: Array, drawn_BK: Array) ->
     squares = (drawn_BK * (resampled_BK - means[:, None]) ** 2).sum(axis=1)
     variance = values_K.var(ddof=1) / number
     t = studentised((means - mean)[:, None], squares[:, None] / (number - 1) / number, np.array([variance]))
-    return _estimate(mean, math.sqrt(variance) * half_width_factors(t)[0])
+    return _estimate(mean, _half_widths(np.array([variance]), t)[0])
+
+
+def _half_widths(variances: Array, t: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # where all are alike: 0 times infinity is not known
+        return np.sqrt(variances) * half_width_factors(t)
 
 
 def _estimate(value: float, half_width: float) -> Estimate:
