@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_equals_naive_resampling(method: str, at_once: int, monkeypatch: pytest.
         assert [point.num_neurons for point in one.curve] == [len(sets[k]) for sets in curve]
         assert [point.num_tokens for point in one.curve] == [int(counts.tokens[:b].sum()) for b in CURVE]
         assert [point.jaccard_to_all for point in one.curve] == [naive_jaccard(s[k], full) for s in curve]
-        following = [naive_jaccard(a[k], b[k]) for a, b in zip(curve, curve[1:], strict=False)]
+        following = [naive_jaccard(a[k], b[k]) for a, b in pairwise(curve)]
         assert [point.jaccard_to_next for point in one.curve] == [*following, None]
         assert one.confidence is not None
         assert one.resampled is not None
