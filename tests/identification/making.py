@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
@@ -60,7 +62,11 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
-def counts_of(recipe: Recipe) -> dict[str, bytes]:
-    """The files of all languages, byte for byte."""
-    paths = (recipe.counting_dir / "counts").glob("*.safetensors")
-    return {path.stem: path.read_bytes() for path in paths}
+def counts_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the files of all languages say and hold; safetensors writes what they say in any order."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in (recipe.counting_dir / "counts").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            found[path.stem] = {**tensors, "metadata": file.metadata()}
+    return found
