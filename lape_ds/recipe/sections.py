@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from lape_ds.recipe.base import NAME, Section
 from lape_ds.recipe.engine_keys import check_engine_keys
@@ -156,6 +164,7 @@ class IdentifySection(Section):
     top_rate: float = Field(default=0.05, gt=0, le=1)
     filter_rate: float = Field(default=0.95, gt=0, le=1)
     activation_bar_ratio: float = Field(default=0.95, gt=0, le=1)
+    bootstrap_resamples: NonNegativeInt = 50  # of the documents, for every neuron's confidence; 0: none
 
     @property
     def part_of(self) -> tuple[int, int] | None:
