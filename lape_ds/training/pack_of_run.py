@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from lape_ds.errors import UserError
-from lape_ds.subnetwork.pack import Pack, neuron_vectors
+from lape_ds.subnetwork.pack import Pack
+from lape_ds.subnetwork.vectors import neuron_vectors
 from lape_ds.training.export import open_run, write_entries
 
 
