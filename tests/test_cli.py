@@ -35,7 +35,7 @@ NEURONS = ("show", "overlap", "import", "export")
         *(["neurons", name] for name in NEURONS),
         ["bench", "train"],
         ["bench", "identify"],
-        ["pack", "make"],
+        *(["pack", name] for name in ("make", "diff", "apply", "revert", "compose", "show", "card")),
         *(["neurons", name] for name in ("script-check", "merge", "select")),
         ["bench", "select"],
     ],

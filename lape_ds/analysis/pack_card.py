@@ -100,8 +100,8 @@ def _check_is_of_run(pack: Pack, run_dir: Path) -> None:
     run = pack.origin.get("run")
     if run != run_dir.resolve().name or facts.get("model_fingerprint") != pack.base_fingerprint:
         raise UserError(
-            f"the pack was not made of {run_dir}: it says run {run or 'none'} and base {pack.base_fingerprint[:16]}; give its own "
-            "run with --run, or a copy of the pack elsewhere for a card without one"
+            f"the pack was not made of {run_dir}: it says run {run or 'none'} and base {pack.base_fingerprint[:16]}; give its "
+            "own run with --run, or a copy of the pack elsewhere for a card without one"
         )
 
 

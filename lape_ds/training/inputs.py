@@ -159,7 +159,7 @@ def _training_blocks(recipe: Recipe, texts: Texts) -> TrainingBlocks:
 def _sampling_weight(train: TrainSection, code: str, text: PackedCorpus) -> float:
     """Of a trained language among the others, up to a common factor.
 
-    Source: of the temperature, arXiv 1907.05019, section 4.2: p proportional to size^(1/T).
+    Source: of the temperature, p proportional to size^(1/T), arXiv 1907.05019.
     """
     if train.temperature is None:
         return train.weights.get(code, 1.0)
