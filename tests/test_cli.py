@@ -38,6 +38,7 @@ NEURONS = ("show", "overlap", "import", "export")
         *(["pack", name] for name in ("make", "diff", "apply", "revert", "compose", "show", "card")),
         *(["neurons", name] for name in ("script-check", "merge", "select")),
         ["bench", "select"],
+        ["bench", "pack"],
     ],
 )
 def test_every_command_has_help_with_an_example(

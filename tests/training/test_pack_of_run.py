@@ -234,10 +234,12 @@ def test_a_difference_is_the_pack_of_the_run(runs: dict[str, Path], name: str, t
     pack.save(tmp_path / "pack.safetensors")
     expected.save(tmp_path / "expected.safetensors")
     assert pack.neurons.tolist() == expected.neurons.tolist()
-    with safe_open(tmp_path / "pack.safetensors", framework="pt") as one:
-        with safe_open(tmp_path / "expected.safetensors", framework="pt") as other:
-            for key in ("sha256", "base_fingerprint", "languages", "base_model"):
-                assert one.metadata()[key] == other.metadata()[key]
+    metadata = []
+    for file in ("pack", "expected"):
+        with safe_open(tmp_path / f"{file}.safetensors", framework="pt") as opened:
+            metadata.append(opened.metadata())
+    for key in ("sha256", "base_fingerprint", "languages", "base_model"):
+        assert metadata[0][key] == metadata[1][key]
 
 
 @pytest.mark.parametrize(
