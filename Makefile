@@ -64,3 +64,4 @@ bench: install
 	@$(IN_VENV) lape-ds bench train --shape mistral-nemo-12b --neurons mt --out benchmarks/train-mistral-nemo-12b-mt.json
 	@$(IN_VENV) lape-ds bench identify --out benchmarks/identify.json
 	@$(IN_VENV) lape-ds bench select --out benchmarks/select.json
+	@$(IN_VENV) lape-ds bench pack --out benchmarks/packs.json

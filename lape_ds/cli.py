@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lape_ds import __version__
-from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, load
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, RunArgument, load, run_folder
 from lape_ds.cli_bench import bench_app
 from lape_ds.cli_eval import add_eval_commands
 from lape_ds.cli_neurons import neurons_app
@@ -175,9 +175,7 @@ def sweep(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def export(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run folder or its recipe.", show_default=False)
-    ],
+    run: RunArgument,
     overrides: OverridesArgument = None,
     checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which weights.")] = "best",
     output: Annotated[Path | None, typer.Option(help="The folder to write; RUN/model if not given.")] = None,
@@ -186,8 +184,7 @@ def export(
 
     Example: lape-ds export runs/quickstart/train/subnetwork
     """
-    is_run = (Path(run) / "recipe.yaml").is_file() and not overrides
-    run_dir = Path(run) if is_run else load(run, overrides).run_dir
+    run_dir = run_folder(run, overrides)
     from lape_ds.training.export import export_model
 
     typer.echo(str(export_model(run_dir, checkpoint=checkpoint, folder=output)))

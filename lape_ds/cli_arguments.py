@@ -5,6 +5,7 @@ Below the commands.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,11 @@ OverridesArgument = Annotated[
 ]
 
 
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder or its recipe.", show_default=False)
+]
+
+
 def listed(text: str | None) -> list[str]:
     """The words of a comma-separated option."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
@@ -37,3 +43,9 @@ def load(path: str, overrides: list[str] | None) -> Recipe:
     recipe = load_recipe(path, overrides or [])
     enter_environment(recipe.env)
     return recipe
+
+
+def run_folder(run: str, overrides: list[str] | None) -> Path:
+    """The folder of the run that is named: itself, or by its recipe."""
+    is_run = (Path(run) / "recipe.yaml").is_file() and not overrides
+    return Path(run) if is_run else load(run, overrides).run_dir

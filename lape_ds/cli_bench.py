@@ -61,6 +61,24 @@ def bench_identify(
     show(bench_identify(shape, rounds=rounds, seed=seed, out=out))
 
 
+@bench_app.command("pack")
+def bench_pack(
+    shape: ShapeOption = None,
+    neurons: Annotated[str, typer.Option(help="mt: Maltese as published, or uniform-1%.")] = "mt",
+    rounds: RoundsOption = 12,
+    seed: SeedOption = 0,
+    out: OutOption = Path("bench-pack.json"),
+) -> None:
+    """Set a language pack beside LoRA's adapter: size, time to load and to swap, cost of a forward pass.
+
+    Example: lape-ds bench pack --out packs.json
+    """
+    from lape_ds.bench.packs import bench_pack
+    from lape_ds.bench.tables import show
+
+    show(bench_pack(shape, neurons=neurons, rounds=rounds, seed=seed, out=out))
+
+
 @bench_app.command("select")
 def bench_select(
     languages: Annotated[int, typer.Option(min=2, help="How many.")] = 300,

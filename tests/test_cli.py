@@ -35,9 +35,10 @@ NEURONS = ("show", "overlap", "import", "export")
         *(["neurons", name] for name in NEURONS),
         ["bench", "train"],
         ["bench", "identify"],
-        ["pack", "make"],
+        *(["pack", name] for name in ("make", "diff", "apply", "revert", "compose", "show", "card")),
         *(["neurons", name] for name in ("script-check", "merge", "select", "ablate", "stability")),
         ["bench", "select"],
+        ["bench", "pack"],
     ],
 )
 def test_every_command_has_help_with_an_example(

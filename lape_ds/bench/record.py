@@ -18,7 +18,7 @@ from lape_ds.writing import write_json, write_text
 SCHEMA_VERSION = 1
 
 
-def new_record(kind: Literal["train", "identify", "select"], *, measured: bool) -> dict[str, Any]:
+def new_record(kind: Literal["train", "identify", "select", "pack"], *, measured: bool) -> dict[str, Any]:
     """The head of a record: what was run, when, where.
 
     Args:

@@ -54,6 +54,8 @@ def _where(record: Record) -> str:
 def _tables(record: Record) -> list[tuple[str, list[str], list[list[str]]]]:
     if record["kind"] == "bench select":
         return [_select_table(record)]
+    if record["kind"] == "bench pack":
+        return _pack_tables(record)
     return _identify_tables(record) if record["kind"] == "bench identify" else [_train_table(record)]
 
 
@@ -150,3 +152,26 @@ def _select_table(record: Record) -> tuple[str, list[str], list[list[str]]]:
         for name, found in record["methods"].items()
     ]
     return title, ["method", "seconds", "before", "peak"], rows
+
+
+def _pack_tables(record: Record) -> list[tuple[str, list[str], list[list[str]]]]:
+    settings = record["settings"]
+    times = [[name, _milliseconds(spread)] for name, spread in record["turns"].items()]
+    times += [
+        [f"forward with {name}", _milliseconds(spread)]
+        for name, spread in zip(("pack", "LoRA beside the weights"), record["forward"].values(), strict=True)
+    ]
+    what = f"pack of {settings['neurons']} neurons, LoRA r {settings['lora_r']} on feed-forward weights"
+    sizes = [
+        [name, f"{found['neurons']:,}", readable_bytes(found["pack"]), readable_bytes(found["lora"])]
+        for name, found in record["sizes"].items()
+    ]
+    return [
+        (f"{settings['shape']}, {settings['dtype']}: {what}", ["turn", "ms"], times),
+        ("Files, nothing of the large shapes was run", ["shape", "neurons", "pack", "LoRA"], sizes),
+    ]
+
+
+def _milliseconds(spread: Mapping[str, float]) -> str:
+    lower, median, upper = (f"{1000 * spread[key]:.3g}" for key in ("lower", "median", "upper"))
+    return f"{median} ({lower}–{upper})"

@@ -398,6 +398,11 @@ class Recipe(Section):
             for code in train.weights:
                 if code not in trained:
                     raise ValueError(f"{key}.weights: {code} is not trained (trained: {', '.join(trained)})")
+            if train.temperature is not None and len(trained) == 1:
+                raise ValueError(
+                    f"{key}.temperature has no use with one trained language ({trained[0]}); name more in {key}.languages, or "
+                    "remove it"
+                )
         return self
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ _SAME_FOR_ALL = (
     *(
         "train.languages",
         "train.weights",
+        "train.temperature",
         "train.heldout",
         "train.block_length",
         "train.tokens",

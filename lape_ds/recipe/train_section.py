@@ -118,7 +118,10 @@ class TrainSection(Section):
     random_seed: int = 0  # of `method: random`
     lora: LoRASection = LoRASection()  # of `method: lora`
     languages: LanguageCodes = []  # empty: the target
-    weights: ByLanguage[PositiveFloat] = {}  # relative sampling weight, 1 where not given
+    # How often each of several trained languages comes: by relative weight, 1 where not given; or, instead, in proportion to
+    # (tokens of its text)^(1/temperature). 1: as much as there is; 5, say: nearly alike.
+    weights: ByLanguage[PositiveFloat] = {}
+    temperature: PositiveFloat | None = None
     tokens: TokenBudget = "all"  # of the trained languages' text, per epoch
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = None
@@ -147,6 +150,10 @@ class TrainSection(Section):
         if self.max_steps is not None and warmup >= self.max_steps:
             raise ValueError(
                 f"schedule.warmup_steps ({warmup}) must be less than max_steps ({self.max_steps})"
+            )
+        if self.temperature is not None and self.weights:
+            raise ValueError(
+                "temperature and weights both say how often each language comes: remove one of them"
             )
         both = [code for code in self.replay.languages if code in self.languages]
         if both:

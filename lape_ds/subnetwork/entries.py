@@ -11,7 +11,7 @@ one tall matrix, so an `EntryMask` serves there too; columns are others in each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -245,11 +245,8 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, Mask]:
     Raises:
         UserError: A neuron lies outside the model, or none is given.
     """
-    if len(neurons) == 0:
-        raise UserError(
-            "the neuron set of this language is empty: nothing would train; identify with a larger top_rate"
-        )
     layers = ffn_layers(model)
+    check_neurons(layers, neurons)
     masks: dict[str, Mask] = {}
     for layer in layers:
         index = neurons[neurons[:, 0] == layer.index, 1].long().unique()
@@ -257,6 +254,23 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, Mask]:
             for part in layer.slices:
                 earlier = masks.get(part.parameter_name)  # a fused gate_up_proj holds both
                 masks[part.parameter_name] = _mask_of(layer, part, index, earlier)
+    return masks
+
+
+def check_neurons(layers: Sequence[FFNLayer], neurons: Tensor) -> None:
+    """Makes sure that there are neurons, and that they are of this model.
+
+    Args:
+        layers: Of the model.
+        neurons: integer [n, 2] of (layer, index).
+
+    Raises:
+        UserError: A neuron lies outside the model, or none is given.
+    """
+    if len(neurons) == 0:
+        raise UserError(
+            "the neuron set of this language is empty: nothing would train; identify with a larger top_rate"
+        )
     sizes = {layer.index: layer.num_neurons for layer in layers}
     for layer_index, index in neurons.tolist():
         if not 0 <= index < sizes.get(layer_index, 0):
@@ -264,7 +278,6 @@ def entry_masks(model: nn.Module, neurons: Tensor) -> dict[str, Mask]:
                 f"neuron (layer {layer_index}, index {index}) is not in this model: it has {len(layers)} layers of "
                 f"{layers[0].num_neurons} neurons; use a neuron set identified on this model"
             )
-    return masks
 
 
 def _mask_of(layer: FFNLayer, part: WeightSlice, index: Tensor, earlier: Mask | None) -> Mask:

@@ -10,6 +10,9 @@ After training: base model + pack is the exported model, bit for bit, without a 
 Layers without a neuron and, in ungated blocks, gate_proj are left out. The base's values make the way back exact and tell a
 model that is not the base, or that holds a pack already.
 
+    with language(model, Pack.load("pack.safetensors")):
+        model.generate(...)
+
 Shape legend: n neurons of one layer, D hidden size.
 """
 
@@ -17,25 +20,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lape_ds.errors import UserError
-from lape_ds.model.ffn import FFNLayer, Projection, WeightSlice, ffn_layers
+from lape_ds.model.ffn import Projection, ffn_layers
 from lape_ds.neurons.artefact import load_artefact, save_artefact
-from lape_ds.subnetwork.entries import bits, entry_masks
+from lape_ds.subnetwork.entries import bits, check_neurons
+from lape_ds.subnetwork.vectors import NeuronEntries, Vectors
 
 SCHEMA_VERSION = 1
 KIND = "language pack"
 COMMAND = "lape-ds pack make RUN"
 _PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 
-Vectors = dict[int, dict[Projection, Tensor]]  # by layer: of its neurons [n, D]
 _Side = Literal["new", "base"]
 
 
@@ -49,7 +54,7 @@ class Pack:
         base: Before it, in the same dtype.
         base_fingerprint: Of the base model's weights (model/loading.py).
         base_model: Its path or hub id, for people.
-        languages: Canonical codes that were trained.
+        languages: Canonical codes that were trained; none where that is not known.
         origin: JSON values that tell where the pack is from: method, step and so on.
         base_revision: Of a base on the hub, the one that the recipe pins.
     """
@@ -68,6 +73,11 @@ class Pack:
         """Weights that it holds, counted once."""
         return sum(vectors.numel() for layer in self.new.values() for vectors in layer.values())
 
+    @property
+    def title(self) -> str:
+        """The languages, for people."""
+        return ", ".join(self.languages) or "an untold language"
+
     def apply(self, model: nn.Module, *, base_fingerprint: str) -> None:
         """Makes of the base model, in memory, the trained one: as if the exported folder had been loaded in its dtype.
 
@@ -84,7 +94,9 @@ class Pack:
                 f"the language pack is of another base model: made on {self.base_model} with weights "
                 f"{self.base_fingerprint[:16]}, this model's are {base_fingerprint[:16]}; load the model that it was made on"
             )
-        self._replace(model, old="base", by="new")
+        places = _places(model, self)
+        _check(places, self, "base")
+        _write(places, "new")
 
     def revert(self, model: nn.Module) -> None:
         """Takes the pack out again: every bit is as it was before `apply`.
@@ -92,41 +104,23 @@ class Pack:
         Raises:
             UserError: The model does not hold the pack, or was changed since. Nothing is changed then.
         """
-        self._replace(model, old="new", by="base")
+        places = _places(model, self)
+        _check(places, self, "new")
+        _write(places, "base")
 
-    @torch.no_grad()
-    def _replace(self, model: nn.Module, *, old: _Side, by: _Side) -> None:
-        entry_masks(model, self.neurons)  # refuses neurons that the model does not have
-        expected, values = getattr(self, old), getattr(self, by)
-        places = [
-            (layer, part, self._index(layer.index))
-            for layer in ffn_layers(model)
-            if layer.index in expected
-            for part in layer.slices
-        ]
-        for layer, part, index in places:
-            found = _read(layer, part, index)
-            wanted = expected[layer.index][part.projection].to(found)
-            if not torch.equal(bits(found), bits(wanted)):
-                raise UserError(
-                    f"{part.parameter_name} does not hold the {'base' if old == 'base' else 'pack'}'s values: the model was "
-                    f"changed since it was loaded, {'holds a pack already' if old == 'base' else 'does not hold this pack'}, or "
-                    f"its weights were rounded to another dtype than that of the training ({self._dtype})"
-                )
-        for layer, part, index in places:
-            _write(layer, part, index, values[layer.index][part.projection])
-
-    def _index(self, layer: int) -> Tensor:
+    def index(self, layer: int) -> Tensor:
+        """Its neurons of one layer, int64 [n], sorted."""
         return self.neurons[self.neurons[:, 0] == layer, 1].long()
 
     @property
-    def _dtype(self) -> str:
+    def dtype(self) -> str:
+        """Of the training: "float32" or "bfloat16"."""
         vectors = next(iter(next(iter(self.new.values())).values()))
         return str(vectors.dtype).removeprefix("torch.")
 
     def save(self, path: Path) -> None:
         """Writes the pack, whole or not at all."""
-        tensors = {f"layers.{layer}.neurons": self._index(layer) for layer in self.new}
+        tensors = {f"layers.{layer}.neurons": self.index(layer) for layer in self.new}
         for side, by_layer in (("new", self.new), ("base", self.base)):
             for layer, vectors in by_layer.items():
                 tensors |= {f"layers.{layer}.{name}.{side}": values for name, values in vectors.items()}
@@ -177,47 +171,127 @@ class Pack:
         )
 
 
-@torch.no_grad()
-def neuron_vectors(model: nn.Module, neurons: Tensor) -> Vectors:
-    """Copies some neurons' weights out of a model, to the CPU.
+@contextmanager
+def language(model: nn.Module, pack: Pack) -> Iterator[None]:
+    """Holds a pack in a model while the block runs; after it, also by an exception, the model is the base, bit for bit.
+
+    The first time, the model is compared with the base's values that the pack keeps, and these and the new ones go to its
+    device, where they stay as long as the pack does (twice its size). From then on only what is exchanged is written,
+    unless weights have changed or moved meanwhile: torch counts changes (but for those through `.data`).
 
     Args:
-        model: Of an architecture that model/ffn.py knows, not partitioned.
-        neurons: integer [n, 2] of (layer, index), sorted, without repeats.
+        model: The base as loaded, in any dtype and on any device, not partitioned.
+        pack: Of this base. Its whole weights are not fingerprinted here: `Pack.apply` insists on that.
 
     Raises:
-        UserError: A neuron lies outside the model, or none is given.
+        UserError: The model holds a pack already, or is not the base that the pack was made on. Nothing is changed then.
     """
-    entry_masks(model, neurons)
-    found: Vectors = {}
-    for layer in ffn_layers(model):
-        index = neurons[neurons[:, 0] == layer.index, 1].long()
-        if len(index):
-            found[layer.index] = {part.projection: _read(layer, part, index).cpu() for part in layer.slices}
+    swaps = _SWAPS.setdefault(model, _Swaps())
+    if swaps.held is not None:
+        raise UserError(
+            f"the model holds a language pack already ({swaps.held.title}, in a `with` block that is still open), so it cannot "
+            f"take {pack.title}: leave that block first, or put both into one pack with `lape-ds pack compose`"
+        )
+    places = swaps.places(model, pack)
+    swaps.held = pack
+    try:
+        _write(places, "new")
+        yield
+    finally:
+        _write(places, "base")
+        swaps.leave(places)
+
+
+class _Swaps:
+    """What `language` knows of one model.
+
+    Attributes:
+        held: The pack of an open block.
+    """
+
+    def __init__(self) -> None:
+        self.held: Pack | None = None
+        self._known: WeakKeyDictionary[Pack, list[_Place]] = WeakKeyDictionary()  # compared with the model
+        self._left: dict[str, tuple[int, int]] = {}  # by weight: where it lay and its version, as we left it
+
+    def places(self, model: nn.Module, pack: Pack) -> list[_Place]:
+        """Where the pack goes; compared with its base, if that was not done or weights have changed since."""
+        known = self._known.get(pack)
+        if known is not None and all(
+            model.get_parameter(place.name) is place.weight and self._left[place.name] == place.state()
+            for place in known
+        ):
+            return known
+        places = _places(model, pack)
+        if any(self._left.get(place.name, place.state()) != place.state() for place in places):
+            self._known.clear()  # what has changed may be other packs' neurons as well
+        _check(places, pack, "base")
+        self._known[pack] = places
+        return places
+
+    def leave(self, places: Sequence[_Place]) -> None:
+        """Ends a block whose pack is out again."""
+        self._left |= {place.name: place.state() for place in places}
+        self.held = None
+
+
+_SWAPS: WeakKeyDictionary[nn.Module, _Swaps] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a pack's vectors of one projection go in a model.
+
+    Attributes:
+        name: Of the weight.
+        entries: Of the neurons.
+        new: [n, D], ready to be written.
+        base: Likewise.
+    """
+
+    name: str
+    entries: NeuronEntries
+    new: Tensor
+    base: Tensor
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight in which they lie."""
+        return self.entries.weight
+
+    def state(self) -> tuple[int, int]:
+        """Another one as soon as the weight has moved or changed."""
+        return self.weight.data_ptr(), self.weight._version
+
+
+def _places(model: nn.Module, pack: Pack) -> list[_Place]:
+    layers = ffn_layers(model)
+    check_neurons(layers, pack.neurons)
+    found = []
+    for layer in layers:
+        index = pack.index(layer.index)
+        for part in layer.slices if len(index) else ():
+            entries = NeuronEntries.of(layer, part, index)
+            new, base = (side[layer.index][part.projection] for side in (pack.new, pack.base))
+            found.append(_Place(part.parameter_name, entries, entries.ready(new), entries.ready(base)))
     return found
 
 
-def _read(layer: FFNLayer, part: WeightSlice, index: Tensor) -> Tensor:
-    """A copy of the neurons' vectors, [n, D]."""
-    experts, expert, inside = _place(layer, part, index)
-    return experts[expert, inside] if part.axis == 0 else experts[expert, :, inside]
+def _check(places: Sequence[_Place], pack: Pack, side: _Side) -> None:
+    """Refuses a model that does not hold a side of the pack."""
+    for place in places:
+        if not torch.equal(bits(place.entries.read()), bits(getattr(place, side))):
+            raise UserError(
+                f"{place.name} does not hold the {'base' if side == 'base' else 'pack'}'s values: the model was "
+                f"changed since it was loaded, {'holds a pack already' if side == 'base' else 'does not hold this pack'}, or "
+                f"its weights were rounded to another dtype than that of the training ({pack.dtype})"
+            )
 
 
-def _write(layer: FFNLayer, part: WeightSlice, index: Tensor, values: Tensor) -> None:
-    """Writes the neurons' vectors in place, in the weight's dtype."""
-    experts, expert, inside = _place(layer, part, index)
-    if part.axis == 0:
-        experts[expert, inside] = values.to(experts)
-    else:
-        experts[expert, :, inside] = values.to(experts)
-
-
-def _place(layer: FFNLayer, part: WeightSlice, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weight as [experts, rows, cols] (a dense one is of one expert), and each neuron's expert and row or column."""
-    weight = part.parameter.detach()
-    index = index.to(weight.device)
-    experts = weight.view(layer.num_experts, *weight.shape[-2:])
-    return experts, index // layer.neurons_per_expert, part.offset + index % layer.neurons_per_expert
+@torch.no_grad()
+def _write(places: Sequence[_Place], side: _Side) -> None:
+    for place in places:
+        place.entries.write(getattr(place, side))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -85,9 +85,7 @@ def export_model(
     model = write_entries(run.load_base(), reader, recipe.train, neurons)
     target = folder or run_dir / "model"
     with whole_folder(target, marker_files=(_MARKER,)) as temporary:
-        with without_bars():
-            model.save_pretrained(temporary)
-        load_tokenizer(base_folder).save_pretrained(temporary)
+        write_model(model, temporary, tokenizer_folder=base_folder)
         del model  # one whole model in memory at a time
         base = run.load_base()
         done = Export(
@@ -102,6 +100,13 @@ def export_model(
         )
         write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
     return done
+
+
+def write_model(model: PreTrainedModel, folder: Path, *, tokenizer_folder: Path) -> None:
+    """Writes weights, configuration and tokenizer for `from_pretrained`."""
+    with without_bars():
+        model.save_pretrained(folder)
+    load_tokenizer(tokenizer_folder).save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -162,12 +162,22 @@ def prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
 def _training_blocks(recipe: Recipe, texts: Texts) -> TrainingBlocks:
     train = recipe.train
     return TrainingBlocks(
-        {code: (text.train, train.weights.get(code, 1.0)) for code, text in texts.trained.items()},
+        {code: (text.train, _sampling_weight(train, code, text)) for code, text in texts.trained.items()},
         block_length=train.block_length,
         seed=recipe.seed,
         replay={code: (text.train, 1.0) for code, text in texts.replayed.items()},
         replay_share=train.replay.share,
     )
+
+
+def _sampling_weight(train: TrainSection, code: str, text: PackedCorpus) -> float:
+    """Of a trained language among the others, up to a common factor.
+
+    Source: of the temperature, p proportional to size^(1/T), arXiv 1907.05019.
+    """
+    if train.temperature is None:
+        return train.weights.get(code, 1.0)
+    return text.train.num_tokens ** (1 / train.temperature)
 
 
 def num_steps(recipe: Recipe, blocks: TrainingBlocks) -> int:

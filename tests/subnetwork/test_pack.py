@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
 from lape_ds.subnetwork.entries import entry_masks
-from lape_ds.subnetwork.pack import Pack, neuron_vectors
+from lape_ds.subnetwork.pack import Pack, language
+from lape_ds.subnetwork.vectors import neuron_vectors
 from tests.tiny_models import MIXTURES, MODEL_TYPES, tiny_model
 
 BASE = "b" * 64
@@ -20,11 +24,11 @@ NEURONS = [(0, 0), (0, 22), (2, 5), (2, 7), (2, 13)]  # none in layer 1
 EXPERT_NEURONS = [(0, 0), (0, 22), (0, 23), (0, 70), (2, 91)]
 
 
-def trained(model: PreTrainedModel, neurons: torch.Tensor) -> PreTrainedModel:
+def trained(model: PreTrainedModel, neurons: torch.Tensor, *, seed: int = 7) -> PreTrainedModel:
     """A copy in which every entry of the mask is another number, and nothing else."""
     other = copy.deepcopy(model)
     named = dict(other.named_parameters())
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, mask in entry_masks(other, neurons).items():
             noise = 1 + torch.rand(named[name].shape, generator=generator).to(model.dtype)
@@ -32,14 +36,16 @@ def trained(model: PreTrainedModel, neurons: torch.Tensor) -> PreTrainedModel:
     return other
 
 
-def pack_of(base: PreTrainedModel, other: PreTrainedModel, neurons: torch.Tensor) -> Pack:
+def pack_of(
+    base: PreTrainedModel, other: PreTrainedModel, neurons: torch.Tensor, language: str = "mlt_Latn"
+) -> Pack:
     return Pack(
         neurons=neurons,
         new=neuron_vectors(other, neurons),
         base=neuron_vectors(base, neurons),
         base_fingerprint=BASE,
         base_model="tiny",
-        languages=("mlt_Latn",),
+        languages=(language,),
         origin={"step": 3},
     )
 
@@ -145,6 +151,160 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         act(*fitting)
+
+
+def several_packs(base: PreTrainedModel) -> dict[str, tuple[Pack, PreTrainedModel]]:
+    """Packs of three languages, two of which share neurons, each with the model that was trained."""
+    size = 92 if base.config.model_type in MIXTURES else 23
+    picked = {
+        "mlt_Latn": [(0, 0), (2, 5), (2, 7)],
+        "cym_Latn": [(1, 3), (2, size - 1)],
+        "kat_Geor": [(0, 0), (2, 7)],
+    }
+    found = {}
+    for seed, (code, pairs) in enumerate(picked.items()):
+        neurons = torch.tensor(pairs, dtype=torch.int32)
+        other = trained(base, neurons, seed=seed)
+        found[code] = (pack_of(base, other, neurons, code), other)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "mixtral"])
+def test_a_thousand_random_swaps(model_type: str, dtype: torch.dtype) -> None:
+    base, model = (tiny_model(model_type, dtype=dtype) for _ in range(2))
+    packs = several_packs(base)
+    choose = random.Random(0)
+    for turn in range(1000):
+        code = choose.choice(list(packs))
+        pack, other = packs[code]
+        with language(model, pack):
+            if turn % 50 == 0:
+                assert same_bits(model, other)
+        if turn % 50 == 0:
+            assert same_bits(model, base)
+    assert same_bits(model, base)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [_Interrupted, KeyboardInterrupt])
+def test_an_exception_takes_the_pack_out(
+    fitting: tuple[Pack, PreTrainedModel], error: type[BaseException]
+) -> None:
+    pack, model = fitting
+    base = copy.deepcopy(model)
+
+    def interrupted() -> None:
+        with language(model, pack):
+            assert not same_bits(model, base)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert same_bits(model, base)
+    with language(model, pack):
+        assert not same_bits(model, base)
+
+
+def test_training_inside_the_block_is_taken_out_with_the_pack(fitting: tuple[Pack, PreTrainedModel]) -> None:
+    pack, model = fitting
+    base = copy.deepcopy(model)
+    with language(model, pack), torch.no_grad():
+        dict(model.named_parameters())["model.layers.2.mlp.down_proj.weight"][:, 13] *= 2
+    assert same_bits(model, base)
+
+
+def test_one_pack_at_a_time() -> None:
+    model = tiny_model("llama")
+    base = copy.deepcopy(model)
+    packs = several_packs(model)
+    (first, other), (second, _) = packs["mlt_Latn"], packs["cym_Latn"]
+    with language(model, first):
+        with (
+            pytest.raises(
+                UserError, match=r"holds a language pack already \(mlt_Latn.*cannot take cym_Latn: leave"
+            ),
+            language(model, second),
+        ):
+            pytest.fail("two packs in one model")
+        assert same_bits(model, other)  # the refusal has left the first one in
+        with language(base, second):  # another model is free
+            pass
+    assert same_bits(model, base)
+    with language(model, second):
+        pass
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_a_model_that_is_not_the_base_is_refused(
+    fitting: tuple[Pack, PreTrainedModel], *, seen_before: bool
+) -> None:
+    """Also one that was the base the last time."""
+    pack, model = fitting
+    if seen_before:
+        with language(model, pack):
+            pass
+    with torch.no_grad():
+        dict(model.named_parameters())["model.layers.2.mlp.down_proj.weight"][3, 13] += 1e-6
+    changed = copy.deepcopy(model)
+    with (
+        pytest.raises(UserError, match=r"down_proj.weight does not hold the base's values"),
+        language(model, pack),
+    ):
+        pytest.fail("a pack in another model")
+    assert same_bits(model, changed)
+
+
+def test_a_change_that_another_pack_does_not_see() -> None:
+    """Two packs have neurons in one weight, and a change spares those of the one that is used next."""
+    model = tiny_model("llama")
+    packs = several_packs(model)
+    for code in ("mlt_Latn", "cym_Latn"):
+        with language(model, packs[code][0]):
+            pass
+    with torch.no_grad():
+        dict(model.named_parameters())["model.layers.2.mlp.up_proj.weight"][5] += 1  # mlt_Latn's
+    with language(model, packs["cym_Latn"][0]):
+        pass
+    with (
+        pytest.raises(UserError, match=r"up_proj.weight does not hold"),
+        language(model, packs["mlt_Latn"][0]),
+    ):
+        pytest.fail("a pack in another model")
+
+
+def test_a_model_that_moved_between_swaps() -> None:
+    """Cast, or given other weights: each time as if the pack had met this model first."""
+    model, base = tiny_model("llama"), tiny_model("llama")
+    pack, other = several_packs(base)["mlt_Latn"]
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)  # pyright: ignore[reportArgumentType]
+        expected = copy.deepcopy(other).to(dtype)  # pyright: ignore[reportArgumentType]
+        with language(model, pack):
+            assert same_bits(model, expected)
+        assert same_bits(model, copy.deepcopy(base).to(dtype))  # pyright: ignore[reportArgumentType]
+    model = tiny_model("llama")
+    with language(model, pack):
+        pass
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    with language(model, pack):
+        assert same_bits(model, other)
+    assert same_bits(model, base)
+
+
+def test_nothing_holds_a_model_that_is_done_with(fitting: tuple[Pack, PreTrainedModel]) -> None:
+    pack, _ = fitting
+    model = tiny_model("llama")
+    with language(model, pack):
+        pass
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_damaged_files_are_refused(fitting: tuple[Pack, PreTrainedModel], tmp_path: Path) -> None:
