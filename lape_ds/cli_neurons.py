@@ -97,6 +97,49 @@ def check_script(
     typer.echo(json.dumps(check.as_json(), indent=2) if as_json else "\n".join(check.lines()))
 
 
+@neurons_app.command("ablate")
+def ablate_neurons(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Who takes part, comma-separated; all of the neuron set if not given.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Held-out tokens of each, instead of train.heldout.tokens_per_language."),
+    ] = None,
+    random: Annotated[int, typer.Option(min=1, help="Random sets of each language.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder to write; OUTPUT_DIR/ablation if not given."),
+    ] = None,
+    picture: PictureOption = None,
+) -> None:
+    """Switch off each language's neurons, and controls of the same size, and measure every language's held-out text.
+
+    Stopped anywhere, the same command goes on. Writes ablation.json, ablation.png and a file for each set.
+
+    Example: lape-ds neurons ablate recipes/quickstart.yaml --languages mt,is,ka,ne --tokens 3000
+    """
+    loaded = load(recipe, overrides)
+    from lape_ds.analysis.ablation import report_ablation
+    from lape_ds.analysis.neuron_pictures import check_picture
+    from lape_ds.identification.ablation import ablate
+
+    if picture is not None:
+        check_picture(picture)  # before hours of measuring
+    folder = output or loaded.output_dir / "ablation"
+    measured = ablate(
+        loaded,
+        languages=listed(languages),
+        tokens_per_language=tokens,
+        num_random=random,
+        output_dir=folder,
+    )
+    report_ablation(measured, folder, picture=picture)
+    typer.echo(f"written to {folder / 'ablation.json'} and ablation.png")
+
+
 @neurons_app.command("import")
 def import_neurons(
     published: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A published list[language][layer].")],

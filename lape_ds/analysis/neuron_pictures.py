@@ -37,13 +37,23 @@ def write_picture(figure: Figure, path: Path) -> None:
     Raises:
         UserError: Another suffix.
     """
+    format = check_picture(path)
+    with whole_file(path) as temporary:
+        save_figure(figure, temporary, format=format)
+
+
+def check_picture(path: Path) -> str:
+    """The format of a picture that is to be written.
+
+    Raises:
+        UserError: It is neither PNG nor SVG.
+    """
     format = path.suffix.removeprefix(".").lower()
     if format not in ("png", "svg"):
         raise UserError(
             f"--picture {path}: no such kind of picture; allowed: a name that ends in .png or .svg"
         )
-    with whole_file(path) as temporary:
-        save_figure(figure, temporary, format=format)
+    return format
 
 
 def draw_layers(layers: Layers) -> Figure:
@@ -51,7 +61,7 @@ def draw_layers(layers: Layers) -> Figure:
     order = by_family({one.code: one.family for one in layers.languages})
     languages = sorted(layers.languages, key=lambda one: order.index(one.code))
     numbers = np.array([one.per_layer for one in languages], dtype=float)
-    height, font = _row(len(languages))
+    height, font = row_size(len(languages))
     num_layers = numbers.shape[1]
     figure = Figure(
         figsize=(max(7.5, 3.6 + 0.17 * num_layers), 1.7 + height * len(languages)), layout="constrained"
@@ -65,8 +75,10 @@ def draw_layers(layers: Layers) -> Figure:
         norm=LogNorm(1, max(2.0, numbers.max())),
         interpolation="nearest",
     )
-    _name_rows(axes, [one.code for one in languages], font)
-    _part_families(axes, [one.family for one in languages], font, beside=1.12, columns=False)
+    name_rows(axes, [one.code for one in languages], font)
+    families = [one.family for one in languages]
+    part_families(axes, families, columns=False)
+    name_families(axes, families, font, beside=1.12)
     for row, one in enumerate(languages):
         axes.text(
             1.01, row, f"{one.total:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=font
@@ -92,7 +104,7 @@ def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     number = len(overlap.names)
     similar = np.array([[overlap.jaccard(a, b) for b in range(number)] for a in range(number)])
     np.fill_diagonal(similar, np.nan)
-    height, font = _row(number)
+    height, font = row_size(number)
     side = max(3.2, (0.42 if number <= _IN_FIGURES else height) * number)
     figure = Figure(figsize=(side + 3.0, side + 1.9), layout="constrained")
     axes = figure.add_subplot()
@@ -103,10 +115,11 @@ def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
         norm=Normalize(0, max(highest, 1e-6)),
         interpolation="nearest",
     )
-    _name_rows(axes, overlap.names, font)
+    name_rows(axes, overlap.names, font)
     axes.set_xticks(range(number), overlap.names, rotation=90, fontsize=font)
     if overlap.families != overlap.names:
-        _part_families(axes, overlap.families, font, beside=1.02, columns=True)
+        part_families(axes, overlap.families, columns=True)
+        name_families(axes, overlap.families, font, beside=1.02)
     if number <= _IN_FIGURES:
         _write_figures(axes, similar, highest)
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01, fraction=0.03)
@@ -116,30 +129,31 @@ def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     return figure
 
 
-def _row(number: int) -> tuple[float, float]:
+def row_size(number: int) -> tuple[float, float]:
     """Height of a row in inches and its font's size in points."""
     return (0.24, 8.5) if number <= _MANY else (0.135, 6.5)
 
 
-def _name_rows(axes: Axes, names: Sequence[str], font: float) -> None:
+def name_rows(axes: Axes, names: Sequence[str], font: float) -> None:
+    """A name at the left of every row, and no frame around."""
     axes.set_yticks(range(len(names)), names, fontsize=font)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _part_families(axes: Axes, families: Sequence[str], font: float, *, beside: float, columns: bool) -> None:
-    """White lines between families, whose names stand at the right, as far as there is room at their height."""
-    names, sizes = [], []
-    for name, members in groupby(families):
-        names.append(name)
-        sizes.append(len(list(members)))
-    ends = list(accumulate(sizes))
-    for (size, following), end in zip(pairwise(sizes), ends, strict=False):
-        if size > 1 or following > 1:  # those without relatives stand together
+def part_families(axes: Axes, families: Sequence[str], *, columns: bool) -> None:
+    """White lines between families that stand beside each other; those without relatives stand together."""
+    for (size, following), end in zip(pairwise(_sizes(families)), _ends(families), strict=False):
+        if size > 1 or following > 1:
             axes.axhline(end - 0.5, color="white", linewidth=1.2)
             if columns:
                 axes.axvline(end - 0.5, color="white", linewidth=1.2)
-    middles = [end - (size + 1) / 2 for size, end in zip(sizes, ends, strict=True)]
+
+
+def name_families(axes: Axes, families: Sequence[str], font: float, *, beside: float) -> None:
+    """Their names at the right of the rows, as far as there is room at their height."""
+    names = [name for name, _ in groupby(families)]
+    middles = [end - (size + 1) / 2 for size, end in zip(_sizes(families), _ends(families), strict=True)]
     for name, height in zip(names, spread_out(middles, gap=1.0), strict=True):
         axes.text(
             beside,
@@ -150,6 +164,14 @@ def _part_families(axes: Axes, families: Sequence[str], font: float, *, beside: 
             fontsize=font,
             color="0.35",
         )
+
+
+def _sizes(families: Sequence[str]) -> list[int]:
+    return [len(list(members)) for _, members in groupby(families)]
+
+
+def _ends(families: Sequence[str]) -> list[int]:
+    return list(accumulate(_sizes(families)))
 
 
 def _write_figures(axes: Axes, similar: np.ndarray, highest: float) -> None:

@@ -6,7 +6,7 @@ Between preflight and the model. Nothing here communicates: the first rank to ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def read_inputs(recipe: Recipe, folder: Path, base_fingerprint: str, skeleton: P
         train = with_matched_lora(train, skeleton, neurons)
         chosen = neurons = None
     tokenizer = load_tokenizer(folder)
-    prefix = _prefix_token_id(recipe, tokenizer)
+    prefix = prefix_token_id(recipe, tokenizer)
     texts = prepare_texts(recipe, tokenizer)
     corpora = texts.by_name()
     blocks = _training_blocks(recipe, texts)
@@ -116,17 +116,26 @@ def chosen_neurons(recipe: Recipe, model_fingerprint: str, skeleton: PreTrainedM
     if train.method == "random":
         return found.random_like(*own, seed=train.random_seed)
     if train.method == "topk":
-        return found.most_active_like(*own, probs_LI=_activation_probabilities(recipe, model_fingerprint))
+        return found.most_active_like(
+            *own, probs_LI=activation_probabilities(recipe, list(own), model_fingerprint)
+        )
     return replace(found, indices=own)
 
 
-def _activation_probabilities(recipe: Recipe, model_fingerprint: str) -> Tensor:
-    """Mean over the trained languages, float64 [L, I], from the counts that the neurons were selected by."""
+def activation_probabilities(recipe: Recipe, codes: Sequence[str], model_fingerprint: str) -> Tensor:
+    """Of which the most active neurons are the largest: mean over languages, float64 [L, I], from the counts of `identify`.
+
+    Raises:
+        UserError: A language has no counts there, or counts of another model.
+    """
     counts = []
-    for code in recipe.trained_languages:
+    for code in codes:
         path = recipe.identify_dir / "counts" / f"{code}.safetensors"
         if not path.exists():
-            raise UserError(f"train.method=topk needs {path}: run `lape-ds identify` with this recipe first")
+            raise UserError(
+                f"which neurons are most active is read from {path}, which is not there: run `lape-ds identify` with this "
+                "recipe first"
+            )
         counts.append(Counts.load(path))
         if counts[-1].settings.model_fingerprint != model_fingerprint:
             raise UserError(
@@ -135,7 +144,12 @@ def _activation_probabilities(recipe: Recipe, model_fingerprint: str) -> Tensor:
     return torch.stack([counts_k.probabilities() for counts_k in counts]).mean(0)
 
 
-def _prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+def prefix_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before a text when its likelihood is measured: BOS, or EOS where the tokenizer has no BOS.
+
+    Raises:
+        UserError: It has neither.
+    """
     layout = token_layout(tokenizer)
     prefix = layout.eos_id if layout.bos_id is None else layout.bos_id
     if prefix is None:
