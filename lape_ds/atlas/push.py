@@ -42,8 +42,9 @@ def check_push(repository: str) -> None:
     namespace = repository.split("/")[0]
     names = [account["name"], *(one["name"] for one in account.get("orgs", []))]
     if namespace.lower() not in [name.lower() for name in names]:
+        allowed = ", ".join(f"{name}/…" for name in names)
         raise UserError(
-            f"--push {repository}: {account['name']} has no rights in {namespace}; allowed: {', '.join(f'{name}/…' for name in names)}"
+            f"--push {repository}: {account['name']} has no rights in {namespace}; allowed: {allowed}"
         )
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"--push {repository}: the token of {account['name']} only reads; {_LOG_IN}")

@@ -215,7 +215,7 @@ class EvalSection(Section):
 class AtlasSection(Section):
     """What `lape-ds atlas` does beyond identification, and says of its folder."""
 
-    # Whose neurons are switched off, and whose text is measured; empty: all identified languages, which takes the square of the time.
+    # Whose neurons are switched off, and whose text is measured; empty: all identified ones. Takes the square of their number.
     ablate: LanguageCodes = []
     num_random: PositiveInt = 3  # random sets of each of them
     license: str | None = Field(
