@@ -70,7 +70,7 @@ def main() -> None:
 
 def _is_spare() -> bool:
     """Whether srun or torchrun has started this process beside a first one, for a stage that takes one."""
-    return _process_number() > 0 and sys.argv[1:2] not in (["train"], ["eval"])
+    return _process_number() > 0 and sys.argv[1:2] not in (["train"], ["identify"], ["eval"])
 
 
 def _process_number() -> int:
@@ -137,15 +137,15 @@ def corpus(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def identify(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Count p(gate > 0) for every language and select each language's neurons (LAPE).
+    """Count p(gate > 0) for every language and select each language's neurons; on all GPUs, or `launch.num_ranks` ranks.
 
     Example: lape-ds identify recipes/llama-3.1-8b.yaml identify.top_rate=0.01
     """
-    loaded = load(recipe, overrides)
-    from lape_ds.identification.stage import identify
+    from lape_ds.identification.command import run_identification
 
-    identify(loaded)
-    typer.echo(f"written to {loaded.identify_dir / 'neurons.safetensors'}")
+    code = run_identification(recipe, overrides or [])
+    if code:
+        raise SystemExit(code)
 
 
 @app.command()

@@ -110,7 +110,9 @@ def random_blocks(shape: Shape, num_blocks: int, seed: int) -> list[Block]:
     for _ in range(num_blocks):
         ids = torch.randint(shape.config["vocab_size"], (length,), generator=generator)
         buckets = torch.randint(NUM_BUCKETS, (length,), generator=generator).to(torch.uint8)[document]
-        blocks.append(Block(ids, ids, everything, buckets, everything))
+        blocks.append(
+            Block(ids, ids, everything, buckets, everything, torch.arange(length) % _DOCUMENT_TOKENS)
+        )
     return blocks
 
 

@@ -41,6 +41,7 @@ class Block:
         attention_mask: bool [T], False on padding.
         token_bucket: uint8 [T], 0 to 15 by the hash of the token's document; 0 on padding.
         is_text: bool [T], False on BOS, EOS and padding.
+        positions: int64 [T], of each token in its document as far as that lies in the block, from 0; those of padding go on.
     """
 
     input_ids: torch.Tensor
@@ -48,6 +49,7 @@ class Block:
     attention_mask: torch.Tensor
     token_bucket: torch.Tensor
     is_text: torch.Tensor
+    positions: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,11 @@ class TokenStream:
             labels[heads] = NOT_SCORED
         bucket = np.zeros(block_length, np.uint8)
         bucket[: stop - start] = np.repeat(bucket_of(self._hashes(first, last)), num_tokens)
-        return Block(*map(torch.from_numpy, (ids, labels, attended, bucket, is_text)))
+        places = np.arange(block_length)
+        first_of_document = np.zeros(block_length, np.int64)
+        first_of_document[heads] = heads
+        positions = places - np.maximum.accumulate(first_of_document)
+        return Block(*map(torch.from_numpy, (ids, labels, attended, bucket, is_text, positions)))
 
     def documents(self, max_tokens: int | None = None) -> Iterator[Document]:
         """Whole documents in order, until at least `max_tokens` (BOS and EOS not counted) have been given."""

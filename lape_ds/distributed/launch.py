@@ -1,4 +1,4 @@
-"""Starts the ranks: the shell half of `launch/*.sh`, `lape-ds train` and `lape-ds eval`.
+"""Starts the ranks: the shell half of `launch/*.sh`, and of `lape-ds train`, `identify` and `eval`.
 
 Before the ranks: on this machine, on the hosts of a hostfile, or by becoming one where srun or torchrun has started us as one.
 """
@@ -20,7 +20,6 @@ from lape_ds.errors import UserError, tell_error
 from lape_ds.recipe import load_recipe
 
 _STAGES = ("train", "identify", "eval")
-_STAGES_OF_RANKS = ("train", "eval")
 
 
 def launch_training(recipe_path: str, overrides: Sequence[str]) -> None:
@@ -58,8 +57,8 @@ def slots_of_workers(num_workers: int, num_ranks: int | None) -> list[list[str]]
     return [gpus[number * each : (number + 1) * each] for number in range(num_workers)]
 
 
-def launch_evaluation(arguments: Sequence[str], slots: Sequence[str]) -> int:
-    """Runs `lape-ds eval` with these arguments as one rank on each slot of this machine.
+def launch_ranks(stage: str, arguments: Sequence[str], slots: Sequence[str]) -> int:
+    """Runs `lape-ds <stage>` with these arguments as one rank on each slot of this machine.
 
     Returns:
         The ranks' exit code.
@@ -67,8 +66,8 @@ def launch_evaluation(arguments: Sequence[str], slots: Sequence[str]) -> int:
     Raises:
         UserError: This is one process in a Slurm job of several nodes.
     """
-    _check_not_one_of_many("eval")
-    job = Job({LOCAL: list(slots)}, COMMAND_LINE, ["eval", *arguments], "127.0.0.1", free_port())
+    _check_not_one_of_many(stage)
+    job = Job({LOCAL: list(slots)}, COMMAND_LINE, [stage, *arguments], "127.0.0.1", free_port())
     return run_launchers([node_command(job, LOCAL)])
 
 
@@ -77,17 +76,15 @@ def _launch(stage: str, command: CommandLine) -> int:
 
     The recipe is loaded here first: a mistake in it is told once, before any rank starts.
     """
-    if stage == "eval" and (slurm.is_rank() or not command.options):
+    if stage != "train" and (slurm.is_rank() or not command.options):
         _as_command(stage, command)  # which itself is a rank, or starts them
     recipe = load_recipe(command.recipe, command.settings if stage == "eval" else command.overrides)
     if stage == "train" and slurm.is_rank():
         _as_rank(command)
-    if slurm.process_number() > 0:  # the first of those that srun has started does what takes one process
-        return 0
-    if stage in _STAGES_OF_RANKS and "hostfile" not in command.options:
+    if "hostfile" not in command.options:
         _check_not_one_of_many(stage)
     hosts = chosen_hosts(command, num_ranks=recipe.launch.num_ranks)
-    one_process = stage not in _STAGES_OF_RANKS or (stage == "eval" and recipe.eval.backend == "vllm")
+    one_process = stage == "eval" and recipe.eval.backend == "vllm"
     if one_process:  # which may use the first host's GPUs
         hosts = dict(list(hosts.items())[:1])
     rest = [command.recipe, *command.overrides]

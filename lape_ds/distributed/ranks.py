@@ -1,11 +1,12 @@
-"""The ranks of a training or an evaluation: start, what they must agree on, end.
+"""The ranks of a job: start, what they must agree on, end.
 
 Beside the loop. Every function here but `fail`, `tell_stopped` and those that give a rank's numbers is collective: all ranks must
-enter it.
+enter it. `join`, `meet` and `end` need no process group.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -13,7 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from itertools import count
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +33,7 @@ _TIME_TO_TELL = timedelta(seconds=30)
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 _heartbeat: heartbeat.Heartbeat | None = None
+_meetings = count()
 
 
 def rank() -> int:
@@ -92,6 +95,7 @@ def start() -> None:
     Raises:
         UserError: The first rank cannot listen on the port.
     """
+    name_accelerator()
     import deepspeed  # seconds, which ranks that do not train have no use for
 
     join()
@@ -111,6 +115,11 @@ def start() -> None:
             f"rank {rank()} cannot join the others at {where} ({first_line(error)}); is the port taken, or the address not to be "
             "reached from this node? give others with --master_addr and --master_port"
         ) from None
+
+
+def name_accelerator() -> None:
+    """Before DeepSpeed is imported: it would guess, and take a machine without a GPU for one of some other kind."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def take_device() -> None:
@@ -134,6 +143,22 @@ def published(key: str) -> str:
     while not _heartbeat.store.check([name]):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return _heartbeat.store.get(name).decode()
+
+
+def meet(value: Any = None) -> list[Any]:
+    """What every rank brings (JSON), in their order, as soon as all have come; after `join`.
+
+    However long that takes: who is dead is known. A rank that raises instead of coming ends the job for all (`fail`).
+    """
+    if world_size() == 1:
+        return [value]
+    assert _heartbeat is not None
+    store, number = _heartbeat.store, next(_meetings)
+    names = [heartbeat.store_key(f"meeting-{number}/{one}") for one in range(world_size())]
+    store.set(names[rank()], json.dumps(value))
+    while not store.check(names):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return [json.loads(store.get(name)) for name in names]
 
 
 def share_cores() -> None:

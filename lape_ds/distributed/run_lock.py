@@ -1,4 +1,4 @@
-"""One job to a run folder.
+"""One job to a folder: of a run, or of an identification.
 
 Part of set-up; the first rank holds the lock until its process ends, however it ends.
 """
@@ -23,16 +23,20 @@ _SECONDS_FOR_THE_DEAD = (
 )
 
 
-def take_lock(run_dir: Path) -> IO[str]:
-    """Makes a run folder this job's own, as long as the file returned stays open; it lies beside the folder.
+def take_lock(folder: Path, *, instead: str) -> IO[str]:
+    """Makes a folder this job's own, as long as the file returned stays open; it lies beside the folder.
 
     The file says who has it. Between hosts it works where the network filesystem passes locks on (NFS does unless mounted with
     `local_lock`); where there are no locks at all, a warning says so.
 
+    Args:
+        folder: Which.
+        instead: What the user may do in place of waiting, e.g. "set another train.run_name".
+
     Raises:
         UserError: Another job has it.
     """
-    path = run_dir.parent / f".{run_dir.name}.lock"
+    path = folder.parent / f".{folder.name}.lock"
     with told_if_unwritable(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("a+", encoding="utf-8")  # not "w": that would empty the holder's
@@ -43,7 +47,7 @@ def take_lock(run_dir: Path) -> IO[str]:
                 lock.seek(0)
                 holder = " ".join(lock.read().split())
             raise UserError(
-                f"another process is training in {run_dir}{holder and f' ({holder})'}; wait for it, or set another train.run_name"
+                f"another process is at work in {folder}{holder and f' ({holder})'}; wait for it, or {instead}"
             )
         time.sleep(1.0)
     with told_if_unwritable(str(path)):
@@ -62,7 +66,7 @@ def _try_lock(lock: IO[str], path: Path) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
         print(
-            f"warning: the filesystem of {path} has no locks ({error.strerror}): nothing keeps a second job from training there",
+            f"warning: the filesystem of {path} has no locks ({error.strerror}): nothing keeps a second job from working there",
             file=sys.stderr,
         )
     return True

@@ -5,22 +5,14 @@ Between the command line and the command. Needs neither torch nor the harness un
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lape_ds.distributed.launch import launch_evaluation
-from lape_ds.distributed.launchers import slurm
-from lape_ds.distributed.launchers.hosts import local_slots
-from lape_ds.distributed.stopping import StopRequest
+from lape_ds.distributed.divided import DividedStage, run_divided
 from lape_ds.errors import UserError, tell_error
 from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.recipe.environment import enter_environment
-
-_STOPPED = "during the evaluation; finished tasks are kept, the same command goes on"
-_TIMEOUT_MINUTES = 10.0  # for models without a recipe
 
 
 @dataclass(frozen=True)
@@ -103,52 +95,23 @@ def run_evaluation(request: EvalRequest) -> int:
     Raises:
         UserError: What is asked cannot be done. Of ranks, one tells it and all end.
     """
-    if slurm.is_rank() or "RANK" in os.environ:
-        return _as_rank(request)
-    recipe = _recipe(request)
-    num_ranks = None if recipe is None else recipe.launch.num_ranks
-    divided = _backend(request, recipe) == "hf" and not request.prefetch
-    if divided and len(slots := local_slots(num_ranks)) > 1:
-        return launch_evaluation(request.words(), slots)
-    from lape_ds.evaluation.command import evaluate_command
-
-    with StopRequest(_STOPPED):
-        evaluate_command(request)
-    return 0
-
-
-def _recipe(request: EvalRequest) -> Recipe | None:
-    recipe = request.recipe()
-    if recipe is not None:
-        enter_environment(recipe.env)
-    return recipe
+    stage = DividedStage(
+        name="eval",
+        words=request.words(),
+        load=request.recipe,
+        work=lambda _: _ask_or_answer(request),
+        is_divided=lambda recipe: _backend(request, recipe) == "hf" and not request.prefetch,
+        stopped="during the evaluation; finished tasks are kept, the same command goes on",
+    )
+    return run_divided(stage)
 
 
 def _backend(request: EvalRequest, recipe: Recipe | None) -> str:
     return request.backend or ("hf" if recipe is None else recipe.eval.backend)
 
 
-def _as_rank(request: EvalRequest) -> int:
-    """Asks, as the first rank, or answers; whatever ends one rank ends all of them, in one line."""
-    with StopRequest(_STOPPED) as stop:
-        slurm.become_rank()  # first which rank this is, so that a mistake is told by one
-        from lape_ds.distributed import ranks
-
-        try:
-            recipe = _recipe(request)
-            stop.tell_early = ranks.tell_stopped
-            ranks.join(_TIMEOUT_MINUTES if recipe is None else recipe.launch.timeout_minutes)
-            ranks.take_device()
-            code = _ask_or_answer(request)
-        except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks must end too
-            if ranks.world_size() > 1:
-                ranks.fail(error)
-            raise
-        ranks.end()
-        ranks.leave(code)
-
-
 def _ask_or_answer(request: EvalRequest) -> int:
+    """Asks, alone or as the first rank, or answers."""
     from lape_ds.distributed import ranks
     from lape_ds.evaluation.command import evaluate_command
     from lape_ds.evaluation.serving import TasksFailed, serve

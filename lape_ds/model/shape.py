@@ -32,5 +32,5 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
     layers = ffn_layers(model)
     first = layers[0]
     one_neuron = [full_shape(weight.parameter)[-2:][1 - weight.axis] for weight in first.slices]
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_parameters = sum(full_shape(parameter).numel() for parameter in model.parameters())
     return ModelShape(len(layers), first.num_neurons, first.num_experts, sum(one_neuron), num_parameters)

@@ -11,7 +11,8 @@ them for a token, 16 document-hash buckets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -42,6 +43,7 @@ def count_activations(
     settings: CountSettings,
     part: CountedBlocks,
     sum_activations: bool = False,
+    device: torch.device | None = None,
 ) -> Counts:
     """Counts, for every neuron, the tokens on which its activation is > 0.
 
@@ -49,27 +51,35 @@ def count_activations(
     are exact integers, also for models in bfloat16.
 
     Args:
-        model: In eval mode, on the device where it shall run.
+        model: In eval mode, on the device where it shall run; may be divided over ranks (ZeRO-3), of which then every one must
+            make as many calls of as many batches.
         blocks: Of equal length, e.g. those of `TokenStream.block`.
         batch_size: Blocks per forward pass; does not change the result but for rounding inside the model.
-        settings: Recorded in the result.
+        settings: Recorded in the result; `reset_positions` also says whether each document of a block sees itself only.
         part: Which blocks these are, recorded in the result.
         sum_activations: Also add up the activations themselves.
+        device: Where the model computes; None: where its weights are.
 
     Raises:
         UserError: Unsupported architecture, more tokens in one bucket than int32 holds, or a model that
             computes NaN.
     """
     layers = ffn_layers(model)
-    counter = _BucketCounter(layers, model, sum_activations=sum_activations)
+    device = device or model.device
+    counter = _BucketCounter(layers, model, device, sum_activations=sum_activations)
     base_model = model.base_model
     # Padding may hold anything; what is counted must be finite, or "not > 0" would quietly swallow NaN.
-    all_finite = torch.ones((), dtype=torch.bool, device=model.device)
-    with torch.inference_mode(), counter.attached(layers):
+    all_finite = torch.ones((), dtype=torch.bool, device=device)
+    # DeepSpeed writes into weights that it has gathered, which inference mode would not let it do afterwards.
+    divided = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    with torch.no_grad() if divided else torch.inference_mode(), counter.attached(layers):
         for batch in _batches(blocks, batch_size):
+            inputs = {"input_ids": counter.start_batch(batch)}
+            if settings.reset_positions:
+                inputs = _packed(model, inputs["input_ids"], batch)
             # No attention mask, or attention builds one of [T, T]. Padding stands at the end, where causal attention of
             # the text before it does not look, and is not counted itself.
-            hidden = base_model(input_ids=counter.start_batch(batch), use_cache=False).last_hidden_state
+            hidden = base_model(**inputs, use_cache=False).last_hidden_state
             row_sums = hidden.flatten(0, 1).sum(
                 1, dtype=torch.float32
             )  # NaN or infinite where any of its terms is
@@ -83,6 +93,32 @@ def count_activations(
     expert_tokens = counter.expert_tokens() if layers[0].is_mixture else None
     activation_sums = counter.activation_sums() if sum_activations else None
     return Counts(counter.active(), counter.tokens, settings, (part,), expert_tokens, activation_sums)
+
+
+def check_can_reset_positions(model: PreTrainedModel) -> None:
+    """Refuses a model that takes no positions, from which transformers tells a block's documents apart.
+
+    Raises:
+        UserError: It is one (BLOOM).
+    """
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise UserError(
+            f"identify.reset_positions=true: model type {model.config.model_type!r} takes no positions (position_ids), by which "
+            "documents in a block are kept apart; set identify.reset_positions=false"
+        )
+
+
+def _packed(model: PreTrainedModel, input_ids: Tensor, batch: Sequence[Block]) -> dict[str, Tensor]:
+    """The batch with positions that begin at 0 with every document, or piece of one, in a block.
+
+    Where they do not go up by one, transformers (5.23: masking_utils.find_packed_sequence_indices) begins a new sequence in the
+    masks of `eager` and `sdpa`. Flash attention does so for a single row only (modeling_flash_attention_utils,
+    `_is_packed_sequence`) and would else let documents see each other: the batch becomes one row, of which it makes no mask.
+    """
+    positions = torch.stack([block.positions for block in batch]).to(input_ids.device, non_blocking=True)
+    if model.config._attn_implementation == "flash_attention_2":
+        input_ids, positions = input_ids.view(1, -1), positions.view(1, -1)
+    return {"input_ids": input_ids, "position_ids": positions}
 
 
 def _batches(blocks: Iterable[Block], batch_size: int) -> Iterator[tuple[Block, ...]]:
@@ -103,9 +139,14 @@ class _BucketCounter:
     """
 
     def __init__(
-        self, layers: list[FFNLayer], model: PreTrainedModel, *, sum_activations: bool = False
+        self,
+        layers: list[FFNLayer],
+        model: PreTrainedModel,
+        device: torch.device,
+        *,
+        sum_activations: bool = False,
     ) -> None:
-        first, device = layers[0], model.device  # all layers are alike (model/ffn.py)
+        first = layers[0]  # all layers are alike (model/ffn.py)
         self._model = model
         self._dtype = torch.int8 if device.type == "cpu" else torch.float16
         self._chunk_tokens = _CHUNK_TOKENS[self._dtype]

@@ -6,15 +6,17 @@ Written by counting, read by LAPE selection; the file is `counts/<language>.safe
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.errors import UserError
-from lape_ds.neurons.artefact import load_artefact, save_artefact
+from lape_ds.neurons.artefact import load_artefact, read_metadata, save_artefact
 
 SCHEMA_VERSION = 1
 INT32_MAX = 2**31 - 1
@@ -37,6 +39,23 @@ class CountSettings:
     model_fingerprint: str
     context_length: int
     dtype: str  # in which the model ran, e.g. "bfloat16"
+    reset_positions: bool = False  # whether each document saw itself only; files that do not say did not
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, str]) -> CountSettings:
+        """As files hold them.
+
+        Raises:
+            KeyError: One is missing.
+        """
+        return cls(
+            language=metadata["language"],
+            model_id=metadata["model_id"],
+            model_fingerprint=metadata["model_fingerprint"],
+            context_length=int(metadata["context_length"]),
+            dtype=metadata["dtype"],
+            reset_positions=metadata.get("reset_positions", "False") == "True",
+        )
 
 
 @dataclass(frozen=True, order=True)
@@ -58,6 +77,38 @@ class CountedBlocks:
             and self.start < other.stop
             and other.start < self.stop
         )
+
+
+def coalesced(parts: Iterable[CountedBlocks]) -> tuple[CountedBlocks, ...]:
+    """The same text in as few stretches as can be, in order: what one stretch is told as when it was counted in several."""
+    joined: list[CountedBlocks] = []
+    for part in sorted(parts):
+        last = joined[-1] if joined else None
+        if last and (last.corpus_fingerprint, last.stop) == (part.corpus_fingerprint, part.start):
+            joined[-1] = replace(last, stop=part.stop, num_tokens=last.num_tokens + part.num_tokens)
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
+@dataclass(frozen=True)
+class CountsHeader:
+    """What a file of counts says of itself."""
+
+    settings: CountSettings
+    parts: tuple[CountedBlocks, ...]
+    has_sums: bool  # of activations
+
+    @classmethod
+    def read(cls, path: Path) -> CountsHeader:
+        """Reads it, and none of the counts.
+
+        Raises:
+            UserError: Not a counts file, or a damaged one.
+        """
+        metadata = read_metadata(path, kind=_KIND, schema_version=SCHEMA_VERSION)
+        with safe_open(path, framework="pt") as file:
+            return cls(*_identity(path, metadata), has_sums="activation_sums" in file.keys())  # noqa: SIM118 (not a dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +231,7 @@ class Counts:
                 f"counts of {self.settings.language}: more than {INT32_MAX} tokens in a bucket; merge fewer "
                 "files"
             )
-        parts = tuple(sorted(self.parts + other.parts))
+        parts = coalesced(self.parts + other.parts)
         return Counts(
             self.active + other.active,
             self.tokens + other.tokens,
@@ -209,21 +260,22 @@ class Counts:
             UserError: Not a counts file, or a damaged one.
         """
         tensors, metadata = load_artefact(path, kind=_KIND, schema_version=SCHEMA_VERSION)
+        settings, parts = _identity(path, metadata)
         try:
-            settings = CountSettings(
-                language=metadata["language"],
-                model_id=metadata["model_id"],
-                model_fingerprint=metadata["model_fingerprint"],
-                context_length=int(metadata["context_length"]),
-                dtype=metadata["dtype"],
-            )
-            parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
             optional = {name: tensors.get(name) for name in _OPTIONAL}
             return cls(tensors["active"], tensors["tokens"], settings, parts, **optional)
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+def _identity(path: Path, metadata: Mapping[str, str]) -> tuple[CountSettings, tuple[CountedBlocks, ...]]:
+    try:
+        parts = tuple(CountedBlocks(**part) for part in json.loads(metadata["parts"]))
+        return CountSettings.of_metadata(metadata), parts
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
 
 
 def _check_alike(first: Counts, second: Counts) -> None:

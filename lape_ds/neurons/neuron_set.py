@@ -20,6 +20,7 @@ from lape_ds.neurons.artefact import load_artefact, save_artefact
 
 SCHEMA_VERSION = 1
 _KIND = "neuron set"
+_CONFIDENCE = "confidence/"  # before a language's code: the name of that tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,12 @@ class NeuronSet:
         method: How it was made: as `identify.method` says, or "random", "topk" (controls), "import".
         knobs: The method's settings, JSON values.
         experts_per_layer: 1 in a dense model.
+        confidence: Language code to float32 `[n]`, beside its `indices`: the share of bootstrap resamples in which the neuron
+            is selected for the language (stability.py). None where nobody has measured it; sets that are derived from others
+            (controls, unions, exports) have none.
 
     Raises:
-        UserError: `indices` are not as described.
+        UserError: `indices` or `confidence` are not as described.
     """
 
     indices: Mapping[str, Tensor]
@@ -51,10 +55,13 @@ class NeuronSet:
     method: str
     knobs: Mapping[str, Any]
     experts_per_layer: int = 1
+    confidence: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for code, neurons in self.indices.items():
             self._check_indices(code, neurons)
+            if self.confidence is not None:
+                self._check_confidence(code, self.confidence.get(code))
 
     def _check_indices(self, code: str, neurons: Tensor) -> None:
         if neurons.dtype != torch.int32 or neurons.dim() != 2 or neurons.shape[1] != 2:
@@ -70,6 +77,16 @@ class NeuronSet:
             )
         if bool((self._flat(neurons).diff() <= 0).any()):
             raise UserError(f"neurons of {code} are not sorted, or one is named twice; write the set again")
+
+    def _check_confidence(self, code: str, confidence: Tensor | None) -> None:
+        number = len(self.indices[code])
+        if confidence is None or confidence.dtype != torch.float32 or confidence.shape != (number,):
+            found = None if confidence is None else f"{confidence.dtype} {list(confidence.shape)}"
+            raise UserError(
+                f"confidences of {code} are {found}; a float32 [{number}] is needed, one for a neuron"
+            )
+        if not bool(((confidence >= 0) & (confidence <= 1)).all()):
+            raise UserError(f"confidences of {code} must lie in [0, 1]; write the set again")
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -88,6 +105,16 @@ class NeuronSet:
                 "add it to `languages.identify` and run `lape-ds identify` again"
             )
         return self.indices[code]
+
+    def only(self, *codes: str) -> NeuronSet:
+        """The set of some of its languages, in the order given.
+
+        Raises:
+            UserError: The set lacks one.
+        """
+        indices = {code: self.neurons(code) for code in codes}
+        confidence = None if self.confidence is None else {code: self.confidence[code] for code in codes}
+        return replace(self, indices=indices, confidence=confidence)
 
     def num_neurons(self, code: str) -> int:
         """How many neurons a language has."""
@@ -177,6 +204,7 @@ class NeuronSet:
             indices={"+".join(codes): torch.cat(rows).int()},
             method=method,
             knobs={"like": self.method, **knobs},
+            confidence=None,
         )
 
     def check_model(self, fingerprint: str, *, num_layers: int, neurons_per_layer: int) -> None:
@@ -210,7 +238,10 @@ class NeuronSet:
             "method": self.method,
             "knobs": json.dumps(self.knobs),
         }
-        save_artefact(path, self.indices, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
+        tensors = dict(self.indices)
+        for code, confidence in (self.confidence or {}).items():
+            tensors[_CONFIDENCE + code] = confidence
+        save_artefact(path, tensors, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path | str) -> NeuronSet:
@@ -221,8 +252,12 @@ class NeuronSet:
         """
         tensors, metadata = load_artefact(Path(path), kind=_KIND, schema_version=SCHEMA_VERSION)
         try:
+            codes: list[str] = json.loads(metadata["languages"])
+            confidence = {
+                code: tensors[_CONFIDENCE + code] for code in codes if _CONFIDENCE + code in tensors
+            }
             return cls(
-                indices={code: tensors[code] for code in json.loads(metadata["languages"])},
+                indices={code: tensors[code] for code in codes},
                 num_layers=int(metadata["num_layers"]),
                 neurons_per_layer=int(metadata["neurons_per_layer"]),
                 model_id=metadata["model_id"],
@@ -231,6 +266,7 @@ class NeuronSet:
                 knobs=json.loads(metadata["knobs"]),
                 # Sets from before mixtures of experts do not say it.
                 experts_per_layer=int(metadata.get("experts_per_layer", "1")),
+                confidence=confidence or None,  # nor had they any
             )
         except KeyError as error:
             raise UserError(

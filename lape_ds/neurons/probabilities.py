@@ -79,6 +79,9 @@ def percentiles(values: Tensor | Callable[[], Iterator[Tensor]], *rates: float) 
     """
     pieces = (lambda: iter(values.flatten().split(_GATHERED))) if isinstance(values, Tensor) else values
     number = sum(piece.numel() for piece in pieces())
+    if number <= _GATHERED:
+        whole = torch.cat([piece.flatten().double().abs() for piece in pieces()])
+        return [float(whole.kthvalue(max(1, round(number * rate))).values) for rate in rates]
     found = {rate: kth_smallest(pieces, max(1, round(number * rate))) for rate in set(rates)}
     return [found[rate] for rate in rates]
 

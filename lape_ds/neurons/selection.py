@@ -28,15 +28,15 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
     Args:
         section: Which method, and its knobs.
         counts: In the order of the languages. They are looked at one after the other, once: a generator that loads their
-            files needs the memory of one, and, where languages are compared, a sixteenth of all.
+            files needs the memory of one and a sixteenth of all.
 
     Raises:
         UserError: No counts, unlike ones, a language without tokens, or counts without the sums that `mean_activation` needs.
     """
     settings: list[CountSettings] = []
     tokens: list[int] = []
-    active: list[Tensor] = []  # of the methods that compare languages
-    indices: list[Tensor] = []  # of those that look at each by itself
+    active: list[Tensor] = []  # of the methods that count
+    indices: list[Tensor] = []  # of the one that does not
     shape, num_experts = torch.Size((0, 0)), 1
     for counts_k in counts:
         settings.append(counts_k.settings)
@@ -44,9 +44,7 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
         tokens.append(counts_k.num_tokens())
         shape = counts_k.active.shape[1:]
         num_experts = 1 if counts_k.expert_tokens is None else counts_k.expert_tokens.shape[2]
-        if section.method == "probability":
-            indices.append(most_active(counts_k.probabilities(), top_rate=section.top_rate))
-        elif section.method == "mean_activation":
+        if section.method == "mean_activation":
             indices.append(most_active(counts_k.mean_activations(), top_rate=section.top_rate))
         else:
             active.append(counts_k.total_active().flatten())
@@ -55,7 +53,7 @@ def select_neurons(section: IdentifySection, counts: Iterable[Counts]) -> Neuron
     codes = [settings_k.language for settings_k in settings]
     if active:
         table = Probabilities(tuple(active), tuple(tokens), shape[0])
-        indices = _compare_languages(section, table, codes)
+        indices = select_from_table(section, table, codes)
     return NeuronSet(
         indices=dict(zip(codes, indices, strict=True)),
         num_layers=shape[0],
@@ -88,8 +86,20 @@ def select_from_folder(recipe: Recipe, folder: Path) -> NeuronSet:
     return select_neurons(recipe.identify, (Counts.load(path) for path in paths))
 
 
-def _compare_languages(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
-    """Per language int32 `[n, 2]`."""
+def select_from_table(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:
+    """Selects by a method that needs no more than activation probabilities: `lape`, `family_lape` or `probability`.
+
+    Args:
+        section: Which method, and its knobs.
+        table: Of all languages.
+        codes: The languages in the table's order.
+
+    Returns:
+        Per language int32 `[n, 2]` of (layer, index), sorted.
+    """
+    if section.method == "probability":
+        shape = (table.num_layers, table.neurons_per_layer)
+        return [most_active(probs_N.view(shape), top_rate=section.top_rate) for probs_N in table.languages()]
     return select(
         table,
         top_rate=section.top_rate,

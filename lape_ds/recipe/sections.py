@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from lape_ds.recipe.base import NAME, Section
 from lape_ds.recipe.engine_keys import check_engine_keys
@@ -130,17 +138,68 @@ class IdentifySection(Section):
     """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580), or another selection."""
 
     tokens_per_language: TokenBudget = 13_100_000
+    stop_when: Literal["budget", "stable"] = (
+        "budget"  # stable: a language ends early, at a doubling of its tokens,
+    )
+    stable_at: float = Field(
+        default=0.95, gt=0, le=1
+    )  # when its sets from half and from all of its documents agree so (Jaccard)
     context_length: PositiveInt | None = None  # None: the model's full context
+    reset_positions: bool = False  # a document in a block sees itself only, and begins at position 0
     batch_size: PositiveInt = 1
+    dtype: Literal["float32", "bfloat16", "float16"] | None = (
+        None  # in which the model counts; None: model.dtype
+    )
+    zero_stage: Annotated[Literal[0, 3], BeforeValidator(_not_bool)] = (
+        0  # 3: a model too large for one GPU, divided over ranks
+    )
+    shard_tokens: PositiveInt = (
+        1_000_000  # at most so many are counted at a time, and lost when a run is killed
+    )
+    # "2/4": only the units of work whose number is 2 modulo 4, and no selection; the parts are added by `lape-ds neurons merge`
+    part: str | None = Field(default=None, pattern=r"^[0-9]{1,6}/[1-9][0-9]{0,5}$")
     # family_lape: entropy over families; probability, mean_activation: each language's `top_rate` most active neurons
     method: Literal["lape", "family_lape", "probability", "mean_activation"] = "lape"
     families: ByLanguage[str] = {}  # of family_lape, before the shipped table: e.g. {mlt: Romance}
     top_rate: float = Field(default=0.05, gt=0, le=1)
     filter_rate: float = Field(default=0.95, gt=0, le=1)
     activation_bar_ratio: float = Field(default=0.95, gt=0, le=1)
+    bootstrap_resamples: NonNegativeInt = 50  # of the documents, for every neuron's confidence; 0: none
+
+    @property
+    def part_of(self) -> tuple[int, int] | None:
+        """`part` as numbers: which, counted from 0, of how many."""
+        if self.part is None:
+            return None
+        which, of = self.part.split("/")
+        return int(which), int(of)
+
+    @model_validator(mode="after")
+    def _stop_and_part_are_possible(self) -> IdentifySection:
+        if self.stop_when == "stable" and self.method == "mean_activation":
+            raise ValueError(
+                "stop_when: stable cannot go with method: mean_activation, whose sums are not kept by document; take stop_when: "
+                "budget"
+            )
+        if self.part_of is not None:
+            which, of = self.part_of
+            if which >= of:
+                raise ValueError(
+                    f"part: {self.part} is none of {of} parts, which are 0/{of} to {of - 1}/{of}"
+                )
+            if self.stop_when == "stable":
+                raise ValueError(
+                    f"part: {self.part} and stop_when: stable cannot go together: whether a set is stable is told by all counts; "
+                    "set stop_when: budget"
+                )
+        return self
 
     @model_validator(mode="after")
     def _no_idle_setting(self) -> IdentifySection:
+        if self.stop_when == "budget" and self.stable_at != type(self).model_fields["stable_at"].default:
+            raise ValueError(
+                "stable_at has no use with stop_when: budget; remove it, or set stop_when: stable"
+            )
         lape = ("lape", "family_lape")
         users = {"families": ("family_lape",), "filter_rate": lape, "activation_bar_ratio": lape}
         for key, methods in users.items():
@@ -188,7 +247,7 @@ class DeepSpeedSection(Section):
 
 
 class LaunchSection(Section):
-    """How many processes per node `lape-ds train` and `launch/train.sh` start; a hostfile's slots and Slurm's tasks go before."""
+    """Processes per node that `lape-ds identify`, `train` and `eval` start; a hostfile's slots and Slurm's tasks go before."""
 
     num_ranks: PositiveInt | None = None  # None: one per GPU; without a GPU, one
     timeout_minutes: PositiveFloat = 10.0  # how long ranks wait for each other to start
@@ -247,6 +306,19 @@ class Recipe(Section):
         return self.output_dir / "identify"
 
     @property
+    def counting_dir(self) -> Path:
+        """Where this `identify` counts: a folder of its own for each `identify.part`."""
+        if self.identify.part_of is None:
+            return self.identify_dir
+        which, of = self.identify.part_of
+        return self.identify_dir / f"part-{which}-of-{of}"
+
+    @property
+    def counting_dtype(self) -> Literal["float32", "bfloat16", "float16"]:
+        """In which the model counts."""
+        return self.identify.dtype or self.model.dtype
+
+    @property
     def run_dir(self) -> Path:
         """Where `train` writes checkpoints, metrics and the exported model."""
         method = self.train.method + (
@@ -284,6 +356,14 @@ class Recipe(Section):
             for part in (train.languages, train.replay.languages, train.heldout.languages)
         ]
         return list(dict.fromkeys(code for part in [self.languages.identify, *named] for code in part))
+
+    @model_validator(mode="after")
+    def _counting_has_kernel(self) -> Recipe:
+        if self.model.attn_implementation == "flash_attention_2" and self.identify.dtype == "float32":
+            raise ValueError(
+                "identify.dtype: float32 cannot go with model.attn_implementation: flash_attention_2; take bfloat16 or float16"
+            )
+        return self
 
     @model_validator(mode="after")
     def _families_are_compared(self) -> Recipe:

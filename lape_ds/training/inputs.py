@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -110,16 +110,15 @@ def chosen_neurons(recipe: Recipe, model_fingerprint: str, skeleton: PreTrainedM
     layers = ffn_layers(skeleton)
     try:
         found.check_model(model_fingerprint, num_layers=len(layers), neurons_per_layer=layers[0].num_neurons)
-        own = {code: found.neurons(code) for code in recipe.trained_languages}
+        own = found.only(*recipe.trained_languages)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if train.method == "random":
-        return found.random_like(*own, seed=train.random_seed)
+        return own.random_like(*own.languages, seed=train.random_seed)
     if train.method == "topk":
-        return found.most_active_like(
-            *own, probs_LI=activation_probabilities(recipe, list(own), model_fingerprint)
-        )
-    return replace(found, indices=own)
+        probs_LI = activation_probabilities(recipe, own.languages, model_fingerprint)
+        return own.most_active_like(*own.languages, probs_LI=probs_LI)
+    return own
 
 
 def activation_probabilities(recipe: Recipe, codes: Sequence[str], model_fingerprint: str) -> Tensor:

@@ -47,12 +47,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _ranks() -> ModuleType:
-    import torch
-
-    # DeepSpeed would guess, and take a machine without a GPU for one of some other kind.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     from lape_ds.distributed import ranks
 
+    ranks.name_accelerator()
     return ranks
 
 

@@ -7,26 +7,22 @@ host; what they saw is gathered, so that all come to the same refusal, and one o
 from __future__ import annotations
 
 import hashlib
-import platform
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
-import lape_ds
-from lape_ds.distributed.heartbeat_hub import name_ranks
+from lape_ds.distributed.agreement import SAME_SOFTWARE, check_same, check_same_recipe, software
 from lape_ds.distributed.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
 from lape_ds.model.loading import fingerprint
 from lape_ds.model.weights import checkpoint_files
-from lape_ds.recipe import Recipe, TrainSection, first_difference
+from lape_ds.recipe import Recipe, TrainSection
 from lape_ds.subnetwork.adapters import lora_weights_per_r
 from lape_ds.subnetwork.entries import entry_masks
 from lape_ds.training.inputs import Inputs
@@ -52,8 +48,8 @@ def preflight(recipe: Recipe, folder: Path) -> str:
     Raises:
         UserError: On all ranks alike.
     """
-    _check_same(_versions(), "install the same on every host, e.g. from requirements.lock")
-    _check_recipe(recipe)
+    _check_same(software(), SAME_SOFTWARE)
+    check_same_recipe(gather((socket.gethostname(), recipe.model_dump(mode="json"))))
     _check_run_folder(recipe.run_dir)
     return _check_files(recipe, folder)
 
@@ -86,45 +82,7 @@ def check_inputs(recipe: Recipe, inputs: Inputs, skeleton: PreTrainedModel) -> N
 
 def _check_same(found: Mapping[str, str] | None, advice: str) -> None:
     """Compares what ranks have found with what the first one has; None from a rank that has not looked. Collective."""
-    reports = gather((socket.gethostname(), None if found is None else dict(found)))
-    hosts = [host for host, _ in reports]
-    first = reports[0][1] or {}
-    for number, (_, there) in enumerate(reports):
-        for name, value in (there or {}).items():
-            if value != first.get(name):
-                alike = [r for r, (_, other) in enumerate(reports) if other and other.get(name) == value]
-                raise UserError(
-                    f"{name}: {value} on {name_ranks(alike, hosts)}, {first.get(name)} on rank 0 on {hosts[0]}; {advice}"
-                )
-        assert number or there is not None, "the first rank looks at everything"
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in ("deepspeed", "transformers")}
-    code = hashlib.sha256()
-    root = Path(lape_ds.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    own = f"{lape_ds.__version__} (code {code.hexdigest()[:8]})"
-    return {
-        "Python": platform.python_version(),
-        "torch": str(torch.__version__),
-        **packages,
-        "lape_ds": own,
-    }
-
-
-def _check_recipe(recipe: Recipe) -> None:
-    contents = gather(recipe.model_dump(mode="json"))
-    hosts = gather(socket.gethostname())
-    for number, content in enumerate(contents):
-        difference = first_difference("", content, contents[0])
-        if difference is not None:
-            key, there, first = difference
-            raise UserError(
-                f"the recipe's {key.removeprefix('.')}: {there} on {name_ranks([number], hosts)}, {first} on rank 0 on "
-                f"{hosts[0]}; give all ranks the same recipe and the same key=value"
-            )
+    check_same(gather((socket.gethostname(), None if found is None else dict(found))), advice)
 
 
 def _check_run_folder(run_dir: Path) -> None:

@@ -57,7 +57,8 @@ def set_up(recipe: Recipe) -> Training:
     inputs = read_inputs(recipe, folder, base_fingerprint, skeleton)
     check_inputs(recipe, inputs, skeleton)
     torch.manual_seed(recipe.seed)
-    run_lock = together(lambda: take_lock(recipe.run_dir) if rank() == 0 else None)
+    other = "set another train.run_name"
+    run_lock = together(lambda: take_lock(recipe.run_dir, instead=other) if rank() == 0 else None)
     checkpoint = None
     if by_first(lambda: goes_on(recipe)):
         checkpoint = resumed_checkpoint(recipe.run_dir, base_fingerprint, inputs.identity)

@@ -100,6 +100,35 @@ def engine_config(
     return masked_config(_merged(config, section.config))
 
 
+def forward_config(
+    section: DeepSpeedSection, *, dtype: Literal["float32", "bfloat16", "float16"], largest_part: int
+) -> dict[str, Any]:
+    """Builds DeepSpeed's configuration of stage 3 for forward passes alone; `deepspeed.config` is merged over it.
+
+    Args:
+        section: Its offload of parameters holds here too.
+        dtype: Of the weights.
+        largest_part: As `engine_config`.
+    """
+    offload = _offload_config(section, largest_part)
+    offload.pop("offload_optimizer", None)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **offload},
+        "steps_per_print": None,
+    }
+    return _merged(config, section.config)
+
+
+def initialize_forward(model: nn.Module, config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+    """Has the parts of a divided model gathered, layer by layer, whenever it is called. Every rank must enter this together."""
+    unhook_activations(model)
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine
+
+
 def _offload_config(section: DeepSpeedSection, largest_part: int) -> dict[str, Any]:
     """What `zero_optimization` says of where masters, moments and weights are kept."""
     pinned = {"pin_memory": torch.cuda.is_available()}

@@ -13,10 +13,12 @@ from lape_ds.errors import UserError
 
 def test_a_second_job_is_refused_at_once(tmp_path: Path) -> None:
     with (
-        take_lock(tmp_path / "run"),
-        pytest.raises(UserError, match=r"another process is training in .*\(process \d+ on "),
+        take_lock(tmp_path / "run", instead="leave"),
+        pytest.raises(
+            UserError, match=r"another process is at work in .*\(process \d+ on .*; wait for it, or sing"
+        ),
     ):
-        take_lock(tmp_path / "run")
+        take_lock(tmp_path / "run", instead="sing")
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
@@ -24,6 +26,6 @@ def test_a_job_that_is_started_again_waits_for_its_first_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "1")
-    first = take_lock(tmp_path / "run")
+    first = take_lock(tmp_path / "run", instead="leave")
     threading.Timer(0.5, first.close).start()
-    take_lock(tmp_path / "run").close()
+    take_lock(tmp_path / "run", instead="leave").close()

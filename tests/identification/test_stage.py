@@ -10,62 +10,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from lape_ds.corpora.cldr import sample_records
 from lape_ds.errors import UserError
-from lape_ds.identification import stage
+from lape_ds.identification import share
 from lape_ds.identification.stage import identify
-from lape_ds.languages import find_language
-from lape_ds.model.create import create_model, train_tokenizer
+from lape_ds.identification.units import Unit
 from lape_ds.model.loading import fingerprint
 from lape_ds.model.shape import model_shape
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.lape import select
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import CreateSection, Recipe, freeze_recipe, load_recipe
+from lape_ds.recipe import freeze_recipe, load_recipe
+from tests.identification.making import CODES, make_recipe
 from tests.tiny_models import MIXTURES, NUM_EXPERTS, tiny_model
-
-CODES = ["mlt_Latn", "kat_Geor", "eng_Latn"]
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,
-}
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("identify")
-    texts = [
-        record.text for code in CODES for record in sample_records(find_language(code), count=100, seed=1)
-    ]
-    tokenizer = train_tokenizer(texts, folder / "tokenizer", 500)
-    create = CreateSection.model_validate({"llama": LLAMA, "pretrain": {"method": "full"}})
-    create_model(create, tokenizer, folder / "model", seed=0)
-    return folder / "model"
-
-
-def make_recipe(tmp_path: Path, model_folder: Path, **changes: Any) -> Recipe:
-    content: dict[str, Any] = {
-        "name": "tiny",
-        "output_dir": str(tmp_path / "run"),
-        "languages": {"target": CODES[0], "identify": CODES},
-        "model": {"path": str(model_folder), "dtype": "float32"},
-        "corpus": {"source": {"kind": "cldr", "records": 150}, "heldout_share": 0.1},
-        "identify": {
-            "tokens_per_language": 4000,
-            "batch_size": 4,
-            "top_rate": 0.25,
-            "filter_rate": 0.75,
-            "activation_bar_ratio": 0.75,
-        },
-    }
-    for section, values in changes.items():
-        content[section] = content[section] | values
-    return Recipe.model_validate(content)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -101,37 +57,18 @@ def test_stage(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture
     assert "30 distinct of 120 neurons" in printed
 
 
-def test_resumes_by_language(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted at the third language, the first two are not counted again; the result is the same."""
-    recipe = make_recipe(tmp_path, model_folder)
-    counted: list[str] = []
-    count = stage.count_activations
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """The units that are counted, as they are."""
+    seen: list[Unit] = []
+    count = share.count_activations
 
-    def count_two(*args: Any, **kwargs: Any) -> Counts:
-        if len(counted) == 2:
-            raise KeyboardInterrupt
-        counted.append(kwargs["settings"].language)
-        return count(*args, **kwargs)
+    def see(*args: Any, **given: Any) -> Counts:
+        seen.append(Unit(given["settings"].language, given["part"].start, given["part"].stop))
+        return count(*args, **given)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "count_activations", count_two)
-        with pytest.raises(KeyboardInterrupt):
-            identify(recipe)
-    assert not (recipe.identify_dir / "neurons.safetensors").exists()
-    first_two = files(recipe.identify_dir / "counts")
-    assert set(first_two) == {f"{code}.safetensors" for code in counted}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            stage,
-            "count_activations",
-            lambda *_, **given: counted.append(given["settings"].language) or count(*_, **given),
-        )
-        resumed = identify(recipe)
-    assert counted == CODES
-    assert files(recipe.identify_dir / "counts").items() >= first_two.items()
-    whole = identify(make_recipe(tmp_path / "again", model_folder))
-    assert all(torch.equal(resumed.neurons(code), whole.neurons(code)) for code in CODES)
+    monkeypatch.setattr(share, "count_activations", see)
+    return seen
 
 
 def test_finished_stage_loads_no_model(
@@ -139,7 +76,7 @@ def test_finished_stage_loads_no_model(
 ) -> None:
     recipe = make_recipe(tmp_path, model_folder)
     identify(recipe)
-    monkeypatch.setattr(stage, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(share, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     identify(recipe)
 
 
@@ -223,22 +160,17 @@ def test_folder_of_another_recipe_is_refused(
     ids=["knobs", "fewer languages", "more languages"],
 )
 def test_selects_anew_from_the_counts_that_are_there(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tmp_path: Path, model_folder: Path, counted: list[Unit], changes: dict[str, Any]
 ) -> None:
     """Other knobs count nothing again, a further language only itself; the result is that of a fresh folder."""
     identify(make_recipe(tmp_path, model_folder))
     fresh = make_recipe(tmp_path / "fresh", model_folder, **changes)
     identify(fresh)
-    counted: list[str] = []
-    count = stage.count_activations
-    monkeypatch.setattr(
-        stage,
-        "count_activations",
-        lambda *_, **given: counted.append(given["settings"].language) or count(*_, **given),
-    )
+    counted.clear()
     recipe = make_recipe(tmp_path, model_folder, **changes)
     identify(recipe)
-    assert counted == [code for code in recipe.languages.identify if code not in CODES]
+    added = set(recipe.languages.identify) - set(CODES)
+    assert {unit.language for unit in counted} == added
     loaded, expected = (
         NeuronSet.load(folder / "neurons.safetensors") for folder in (recipe.identify_dir, fresh.identify_dir)
     )

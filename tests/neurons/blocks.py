@@ -24,10 +24,17 @@ def random_blocks(num_blocks: int, block_length: int, *, num_padding: int = 0, s
         buckets = torch.randint(0, 16, (block_length + 1,), generator=generator)[document].to(torch.uint8)
         attended = torch.arange(block_length) < num_real
         is_text = attended & (ids != BOS) & (ids != EOS)
+        places = torch.arange(block_length)
+        positions = places - (places * (ids == BOS)).cummax(0).values
         labels = ids.where(attended & (ids != BOS), torch.tensor(-100))
         blocks.append(
             Block(
-                input_ids=ids, labels=labels, attention_mask=attended, token_bucket=buckets, is_text=is_text
+                input_ids=ids,
+                labels=labels,
+                attention_mask=attended,
+                token_bucket=buckets,
+                is_text=is_text,
+                positions=positions,
             )
         )
     return blocks

@@ -104,7 +104,15 @@ def test_merge_adds() -> None:
     merged = second.merge(first)
     assert torch.equal(merged.active, first.active + second.active)
     assert torch.equal(merged.tokens, first.tokens + second.tokens)
-    assert merged.parts == (*first.parts, *second.parts)
+    assert merged.parts == (CountedBlocks("c0ffee", 0, 8, 96),)  # told as if it had been counted at once
+
+
+def test_only_neighbours_of_one_text_become_one_stretch() -> None:
+    first = make_counts()
+    for start, corpus in ((5, "c0ffee"), (4, "other")):
+        part = CountedBlocks(corpus, start, start + 4, 48)
+        merged = first.merge(replace(make_counts(seed=1), parts=(part,)))
+        assert merged.parts == tuple(sorted([*first.parts, part]))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,7 @@ def test_merge_adds() -> None:
         ("model_fingerprint", "0" * 64),
         ("context_length", 13),
         ("dtype", "bfloat16"),
+        ("reset_positions", True),
     ],
 )
 def test_unlike_settings_do_not_merge(field: str, value: object) -> None:

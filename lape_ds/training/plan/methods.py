@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ def _of_set(recipe: Recipe, skeleton: PreTrainedModel, path: Path) -> Tensor:
             f"{path} is of a model with {found.num_layers} layers of {found.neurons_per_layer} neurons, not of "
             f"{recipe.model.path}; run `lape-ds identify` with this recipe, or give --neurons-share"
         )
-    own = {code: found.neurons(code) for code in recipe.trained_languages}
-    return replace(found, indices=own).union(*own).long()
+    return found.union(*recipe.trained_languages).long()
 
 
 def _spread(skeleton: PreTrainedModel, share: float) -> Tensor:

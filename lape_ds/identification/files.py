@@ -1,0 +1,154 @@
+"""The counts of an identification on disk: a file for each language, and beside them what is not in there yet.
+
+Between the units, as ranks count them, and the selection. `counts/<language>.safetensors` grows by whole files of
+`units/<language>/`, which go when they are in it. What is done is read from what the files say they hold, so that a kill at any
+moment, also between the two, leaves nothing to be counted or added twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lape_ds.identification.units import Text, Unit
+from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader, coalesced
+from lape_ds.writing import write_json
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is counted of a text.
+
+    Attributes:
+        in_file: Stretches that the language's file holds.
+        waiting: Files of units that are not in it.
+        in_waiting: The stretches that these hold.
+        with_sums: Whether sums of activations are counted: where they are asked for, or the file has them already.
+    """
+
+    in_file: tuple[CountedBlocks, ...]
+    waiting: tuple[Path, ...]
+    in_waiting: tuple[CountedBlocks, ...]
+    with_sums: bool
+
+    @property
+    def parts(self) -> tuple[CountedBlocks, ...]:
+        """All stretches."""
+        return coalesced(self.in_file + self.in_waiting)
+
+    @property
+    def num_blocks_in_file(self) -> int:
+        """How far the file reaches without a gap."""
+        first = coalesced(self.in_file)[:1]
+        return first[0].stop if first and first[0].start == 0 else 0
+
+
+class CountFiles:
+    """The counts in a folder."""
+
+    def __init__(self, folder: Path, *, with_sums: bool) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            folder: Of the identification, or of a part of it.
+            with_sums: Whether sums of activations are needed.
+        """
+        self.folder, self._with_sums = folder, with_sums
+        self._round = folder / "units" / "round.json"
+
+    def of_language(self, language: str) -> Path:
+        """The language's file."""
+        return self.folder / "counts" / f"{language}.safetensors"
+
+    def of_unit(self, unit: Unit) -> Path:
+        """Where a unit's counts wait."""
+        return self.folder / "units" / unit.language / f"{unit.start}-{unit.stop}.safetensors"
+
+    def done(self, text: Text) -> Done:
+        """What is counted; only for whom nobody else writes there, for it clears away what a killed run has left.
+
+        Files that were counted of other text or in another way count for nothing: they are replaced.
+
+        Raises:
+            UserError: A file cannot be read.
+        """
+        path = self.of_language(text.language)
+        header = CountsHeader.read(path) if path.exists() else None
+        if header is None or not _fits(header, text) or (self._with_sums and not header.has_sums):
+            in_file, with_sums = (), self._with_sums
+        else:
+            in_file, with_sums = header.parts, header.has_sums
+        waiting: list[Path] = []
+        parts: list[CountedBlocks] = []
+        # The longest first: a file that grew by a unit takes the place of one that is in it.
+        for path, header in sorted(self._waiting(text), key=lambda found: -found[1].parts[0].num_tokens):
+            if (
+                not _fits(header, text)
+                or header.has_sums != with_sums
+                or _covered(header, [*in_file, *parts])
+            ):
+                path.unlink()
+            else:
+                waiting.append(path)
+                parts += header.parts
+        return Done(in_file, tuple(waiting), tuple(parts), with_sums)
+
+    def _waiting(self, text: Text) -> list[tuple[Path, CountsHeader]]:
+        paths = (self.folder / "units" / text.language).glob("*.safetensors")
+        return [(path, CountsHeader.read(path)) for path in paths]
+
+    def merge(self, text: Text) -> None:
+        """Adds what waits to the language's file; no other process may do that, or count this language, meanwhile.
+
+        Raises:
+            UserError: A file is damaged.
+        """
+        done = self.done(text)
+        if not done.waiting:
+            return
+        path = self.of_language(text.language)
+        several = [*([path] if done.in_file else []), *done.waiting]
+        counts = Counts.load(several[0])
+        for other in several[1:]:
+            counts = counts.merge(Counts.load(other))
+        counts.save(path)
+        for waiting in done.waiting:  # killed before this, the next `done` finds them covered
+            waiting.unlink()
+
+    def clear(self) -> None:
+        """Takes away what nobody needs: half-written files of killed processes, emptied folders."""
+        for pattern in ("counts/.*.tmp", "units/*/.*.tmp", "units/.*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        units = self.folder / "units"
+        for folder in [*units.glob("*/"), units]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def begin_round(self, ends: Mapping[str, int]) -> None:
+        """Notes how far each language of a round is counted: a killed run ends it before it asks which are stable."""
+        write_json(self._round, dict(ends))
+
+    def begun_round(self) -> dict[str, int]:
+        """By language, the block where the round ends that has begun; empty if none has."""
+        return json.loads(self._round.read_text("utf-8")) if self._round.exists() else {}
+
+    def end_round(self) -> None:
+        """The round's counts are in the languages' files."""
+        self._round.unlink(missing_ok=True)
+
+
+def _fits(header: CountsHeader, text: Text) -> bool:
+    """Whether a file holds counts of this text, as they are counted now."""
+    return header.settings == text.settings and all(
+        part.stop <= text.num_blocks and part == text.part(part.start, part.stop) for part in header.parts
+    )
+
+
+def _covered(header: CountsHeader, parts: list[CountedBlocks]) -> bool:
+    there = coalesced(parts)
+    return all(
+        any(one.start <= part.start and part.stop <= one.stop for one in there) for part in header.parts
+    )
