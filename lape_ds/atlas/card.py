@@ -61,7 +61,7 @@ def write_card(folder: Path, recipe: Recipe) -> str:
     facts = Facts.of(folder)
     parts = [
         _front_matter(recipe, facts),
-        _opening(facts),
+        _opening(recipe, facts),
         _contents(facts),
         _languages(facts),
         _proof(facts),
@@ -97,15 +97,15 @@ def _front_matter(recipe: Recipe, facts: Facts) -> list[str]:
     ]
 
 
-def _opening(facts: Facts) -> list[str]:
+def _opening(recipe: Recipe, facts: Facts) -> list[str]:
     found, summary = facts.languages, facts.languages["summary"]
-    model = facts.run["model"]["hub_id"] or found["model_id"]
+    hub_id = facts.run["model"]["hub_id"]
     experts = f" in {found['experts_per_layer']} experts" if found["experts_per_layer"] > 1 else ""
     none = summary["languages_without_neurons"]
     return [
-        f"# Language neurons of {model}: {summary['languages']} languages",
+        f"# Language neurons of {hub_id or recipe.name}: {summary['languages']} languages",
         "",
-        f"Which of the {summary['all_neurons']:,} feed-forward neurons of `{model}` ({found['num_layers']} layers × "
+        f"Which of the {summary['all_neurons']:,} feed-forward neurons of `{hub_id or found['model_id']}` ({found['num_layers']} layers × "
         f"{found['neurons_per_layer']:,}{experts}) work for one language more than for the others: "
         f"{summary['distinct_neurons']:,} of them ({_percent(summary['distinct_share'])}) belong to at least one of "
         f"{summary['languages']} languages"
@@ -158,7 +158,7 @@ def _languages(facts: Facts) -> list[str]:
         f"{facts.stability['num_resamples']} bootstrap resamples of the documents in which a neuron of the language is "
         "chosen again. *Agreement*: Jaccard similarity of the sets from half and from all of the text; near 1, "
         "more text would change little. "
-        f"Over all languages: a median of {summary['median_neurons']:,} neurons, a mean confidence of "
+        f"Over all languages: a median of {summary['median_neurons']:g} neurons, a mean confidence of "
         f"{_two_digits(summary['mean_confidence'])}, a median agreement of {_two_digits(summary['median_agreement'])}.",
         "",
         *_table(headings, rows, "lllrrrrrr"),
@@ -290,7 +290,7 @@ def _limits(recipe: Recipe, facts: Facts) -> list[str]:
     lines = [
         "- Selection compares languages: with other languages beside it, a language has other neurons.",
         "- Counts depend on the model's weights, the context length and the texts; another kind of text gives other neurons.",
-        "- Neurons may follow a script or a kind of text rather than a language, and most do more than one thing.",
+        "- Neurons may follow a script or a kind of text rather than a language, and may do more than one thing.",
     ]
     if recipe.model.create is not None:
         lines.append(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_picture
-from lape_ds.analysis.overlap import Layers, Overlap
+from lape_ds.analysis.overlap import Layers, Overlap, set_families
+from lape_ds.analysis.stability_pictures import draw_stability
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.table import describe_languages
 from lape_ds.errors import UserError
@@ -47,7 +49,7 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
     ):
         _copy_results(recipe, temporary, neuron_set, with_counts=with_counts)
         write_json(temporary / "languages.json", describe_languages(neuron_set, stability))
-        _draw(neuron_set, temporary)
+        _draw(neuron_set, stability, temporary)
         write_text(temporary / "recipe.yaml", to_yaml(recipe))
         write_json(temporary / "run.json", _run(recipe))
         write_text(temporary / "README.md", write_card(temporary, recipe))
@@ -73,7 +75,9 @@ def _copy_results(recipe: Recipe, folder: Path, neuron_set: NeuronSet, *, with_c
             shutil.copyfile(identified / "counts" / name, folder / "counts" / name)
 
 
-def _draw(neuron_set: NeuronSet, folder: Path) -> None:
+def _draw(neuron_set: NeuronSet, stability: Mapping[str, Any], folder: Path) -> None:
+    families = dict(zip(neuron_set.languages, set_families(neuron_set), strict=True))
+    write_picture(draw_stability(stability, families), folder / "stability.png")
     write_picture(draw_layers(Layers.of(neuron_set)), folder / "layers.png")
     for name, overlap in (
         ("languages", Overlap.of_languages(neuron_set)),
