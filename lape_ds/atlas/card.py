@@ -100,12 +100,13 @@ def _front_matter(recipe: Recipe, facts: Facts) -> list[str]:
 def _opening(recipe: Recipe, facts: Facts) -> list[str]:
     found, summary = facts.languages, facts.languages["summary"]
     hub_id = facts.run["model"]["hub_id"]
+    model = hub_id or found["model_id"]
     experts = f" in {found['experts_per_layer']} experts" if found["experts_per_layer"] > 1 else ""
     none = summary["languages_without_neurons"]
     return [
         f"# Language neurons of {hub_id or recipe.name}: {summary['languages']} languages",
         "",
-        f"Which of the {summary['all_neurons']:,} feed-forward neurons of `{hub_id or found['model_id']}` ({found['num_layers']} layers × "
+        f"Which of the {summary['all_neurons']:,} feed-forward neurons of `{model}` ({found['num_layers']} layers × "
         f"{found['neurons_per_layer']:,}{experts}) work for one language more than for the others: "
         f"{summary['distinct_neurons']:,} of them ({_percent(summary['distinct_share'])}) belong to at least one of "
         f"{summary['languages']} languages"
