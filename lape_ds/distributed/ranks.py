@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 # A dead rank is known without it (heartbeat.py): it must be longer than what one rank may do while others wait, such as writing.
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)
 _TIME_TO_TELL = timedelta(seconds=30)
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 _heartbeat: heartbeat.Heartbeat | None = None
 _meetings = count()
@@ -154,11 +154,23 @@ def meet(value: Any = None) -> list[Any]:
         return [value]
     assert _heartbeat is not None
     store, number = _heartbeat.store, next(_meetings)
-    names = [heartbeat.store_key(f"meeting-{number}/{one}") for one in range(world_size())]
-    store.set(names[rank()], json.dumps(value))
-    while not store.check(names):
+    came, left = (
+        [heartbeat.store_key(f"meeting-{number}/{one}/{what}") for one in range(world_size())]
+        for what in ("came", "left")
+    )
+    store.set(came[rank()], json.dumps(value))
+    _wait_for(came)
+    values = [json.loads(store.get(name)) for name in came]
+    store.set(left[rank()], "")
+    if rank() == 0:  # who serves the store, and may end next, leaves last
+        _wait_for(left)
+    return values
+
+
+def _wait_for(names: list[str]) -> None:
+    assert _heartbeat is not None
+    while not _heartbeat.store.check(names):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return [json.loads(store.get(name)) for name in names]
 
 
 def share_cores() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lape_ds.identification.job import Job
 from lape_ds.identification.units import Unit, divide, left_of, next_doubling, of_part
+from lape_ds.neurons.stability import half_agreement
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,6 @@ def _next_ends(job: Job) -> dict[str, int]:
         if (found := next_doubling(text.num_blocks, counted[language])) is not None
     }
     if all(counted.values()):
-        from lape_ds.neurons.stability import half_agreement
-
         section = job.recipe.identify
         agreement = half_agreement(section, job.counts)
         for language in list(following):

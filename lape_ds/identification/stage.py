@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +21,10 @@ from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.neurons.selection import select_neurons
+from lape_ds.neurons.stability import Stability, measure_stability
 from lape_ds.recipe import Recipe, freeze_recipe
 from lape_ds.runlog import write_run_json
-from lape_ds.writing import told_if_unwritable
+from lape_ds.writing import told_if_unwritable, write_json
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,26 @@ def identify(recipe: Recipe) -> NeuronSet:
     path = recipe.identify_dir / "neurons.safetensors"
     with _counted(recipe) as job:
         if ranks.rank() == 0:
-            neuron_set = select_neurons(recipe.identify, job.counts())
+            neuron_set, stability = _select(job)
             tokens = _tokens(job)
             with told_if_unwritable(str(path), kept="the counts"):
                 neuron_set.save(path)
+                if stability is not None:
+                    write_json(path.with_name("stability.json"), stability.as_json())
                 _write_run(job, tokens)
             Console().print(_table(neuron_set, tokens, job))
         ranks.meet()  # Slurm ends a step soon after its first rank has left
     return neuron_set if ranks.rank() == 0 else NeuronSet.load(path)
+
+
+def _select(job: Job) -> tuple[NeuronSet, Stability | None]:
+    """The neurons, and how sure they are where the method lets it be measured."""
+    section = job.recipe.identify
+    neuron_set = select_neurons(section, job.counts())
+    if section.method == "mean_activation":  # whose sums are not kept by document
+        return neuron_set, None
+    stability = measure_stability(section, job.counts, seed=job.recipe.seed)
+    return replace(neuron_set, confidence=stability.confidence), stability
 
 
 def count_part(recipe: Recipe) -> None:

@@ -138,25 +138,19 @@ class IdentifySection(Section):
     """Counting p(gate > 0) and LAPE selection (knobs and defaults as published, arXiv 2510.13580), or another selection."""
 
     tokens_per_language: TokenBudget = 13_100_000
-    stop_when: Literal["budget", "stable"] = (
-        "budget"  # stable: a language ends early, at a doubling of its tokens,
-    )
-    stable_at: float = Field(
-        default=0.95, gt=0, le=1
-    )  # when its sets from half and from all of its documents agree so (Jaccard)
+    # stable: a language ends early, at a doubling of its tokens, when its sets from half and from all of its documents agree so
+    stop_when: Literal["budget", "stable"] = "budget"
+    stable_at: float = Field(default=0.95, gt=0, le=1)  # Jaccard
     context_length: PositiveInt | None = None  # None: the model's full context
     reset_positions: bool = False  # a document in a block sees itself only, and begins at position 0
     batch_size: PositiveInt = 1
     dtype: Literal["float32", "bfloat16", "float16"] | None = (
-        None  # in which the model counts; None: model.dtype
+        None  # the model's as it counts; None: model.dtype
     )
-    zero_stage: Annotated[Literal[0, 3], BeforeValidator(_not_bool)] = (
-        0  # 3: a model too large for one GPU, divided over ranks
-    )
-    shard_tokens: PositiveInt = (
-        1_000_000  # at most so many are counted at a time, and lost when a run is killed
-    )
-    # "2/4": only the units of work whose number is 2 modulo 4, and no selection; the parts are added by `lape-ds neurons merge`
+    # 3: the model is divided over all ranks, if it does not fit one GPU
+    zero_stage: Annotated[Literal[0, 3], BeforeValidator(_not_bool)] = 0
+    shard_tokens: PositiveInt = 1_000_000  # the largest unit of work, lost when a run is killed
+    # "2/4": only the units whose number is 2 modulo 4, and no selection; `lape-ds neurons merge` adds up the parts
     part: str | None = Field(default=None, pattern=r"^[0-9]{1,6}/[1-9][0-9]{0,5}$")
     # family_lape: entropy over families; probability, mean_activation: each language's `top_rate` most active neurons
     method: Literal["lape", "family_lape", "probability", "mean_activation"] = "lape"

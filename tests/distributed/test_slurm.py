@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lape_ds.distributed.launchers.batch import STAGES, check_progress, kept_work, run_batch, srun_command
+from lape_ds.distributed.launchers.batch import (
+    STAGES,
+    _with_part,
+    check_progress,
+    kept_work,
+    run_batch,
+    srun_command,
+)
 from lape_ds.distributed.launchers.job import PORTS
 from lape_ds.distributed.launchers.options import CommandLine
 from lape_ds.distributed.launchers.slurm import at_time_limit, become_rank, job_name, tasks_per_node
@@ -104,14 +111,21 @@ def test_ranks_of_a_slurm_job(
     assert command[-2:] == [QUICKSTART, *settings]
 
 
-def test_an_evaluation_has_the_ranks_of_a_training(slurm_job: Callable[..., None]) -> None:
+@pytest.mark.parametrize("stage", ["identify", "eval"])
+def test_it_has_the_ranks_of_a_training(slurm_job: Callable[..., None], stage: str) -> None:
     slurm_job(GPUS_ON_NODE="4", CPUS_ON_NODE="16")
     settings = ["launch.num_ranks=null"]
     command = CommandLine({}, QUICKSTART, settings)
-    words = srun_command("eval", command, load_recipe(QUICKSTART, settings))
+    words = srun_command(stage, command, load_recipe(QUICKSTART, settings))
     assert {"--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(words)
     assert words[words.index("env") + 1].startswith("MASTER_PORT=")
-    assert words[-5:] == ["-m", "lape_ds.cli", "eval", QUICKSTART, *settings]
+    assert words[-5:] == ["-m", "lape_ds.cli", stage, QUICKSTART, *settings]
+
+
+def test_one_process_of_vllm_has_one_task(slurm_job: Callable[..., None]) -> None:
+    slurm_job(GPUS_ON_NODE="4", CPUS_ON_NODE="16")
+    settings = ["launch.num_ranks=null"]
+    command = CommandLine({}, QUICKSTART, settings)
     # vLLM divides a model by itself, over the GPUs of one node.
     words = srun_command("eval", command, load_recipe(QUICKSTART, [*settings, "eval.backend=vllm"]))
     assert {"--nodes=1", "--ntasks=1"} <= set(words)
@@ -151,6 +165,7 @@ def test_a_job_with_too_few_cpus_is_told_what_to_ask_for(slurm_job: Callable[...
         (None, ["--stage", "sing", QUICKSTART], "--stage must be one of train, corpus, identify"),
         ("0", ["--languages", "Maltees,en", QUICKSTART], "did you mean Maltese"),
         (None, ["--hostfile", "hosts", QUICKSTART], "unknown option --hostfile"),
+        ("0", ["--stage", "identify", "--languages", "mt", QUICKSTART], "--languages is for trainings"),
     ],
 )
 def test_mistakes_in_a_batch_job(
@@ -160,6 +175,14 @@ def test_mistakes_in_a_batch_job(
     with pytest.raises(UserError) as refused:
         run_batch(arguments)
     assert message in str(refused.value)
+
+
+def test_an_array_counts_a_part_in_each_task(slurm_job: Callable[..., None]) -> None:
+    slurm_job(ARRAY_TASK_ID="3", ARRAY_TASK_MIN="1", ARRAY_TASK_MAX="4", ARRAY_TASK_COUNT="4")
+    assert _with_part(CommandLine({}, QUICKSTART, [])).overrides == ["identify.part=2/4"]
+    slurm_job(ARRAY_TASK_ID="3", ARRAY_TASK_MIN="1", ARRAY_TASK_MAX="4", ARRAY_TASK_COUNT="2")
+    with pytest.raises(UserError, match="--array=0-1"):
+        _with_part(CommandLine({}, QUICKSTART, []))
 
 
 def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -> None:
@@ -198,6 +221,8 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
         tmp_path / "corpus/mlt_Latn/abc/state.json",
         recipe.run_dir / "checkpoints/step-00000001/x",
         recipe.output_dir / "eval/base/cldr_topic_mlt_Latn.json",
+        recipe.output_dir / "identify/units/mlt_Latn/0-8.safetensors",
+        recipe.output_dir / "identify/counts/mlt_Latn.safetensors",
     ):
         written.parent.mkdir(parents=True)
         written.write_text("{}", encoding="utf-8")
@@ -217,7 +242,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     ],
 )
 def test_one_of_many_tasks_does_what_takes_one_process(told: dict[str, str]) -> None:
-    """`srun -n 2 lape-ds identify …` does not count everything twice into the same files."""
+    """`srun -n 2 lape-ds export …` does not write everything twice into the same files."""
     printed = []
     for number in range(2):
         environment = unranked() | {name: value.format(number) for name, value in told.items()}

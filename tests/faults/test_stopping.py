@@ -32,7 +32,7 @@ def test_a_second_job_is_refused_and_one_signalled_rank_stops_all(jobs: Jobs) ->
     second = jobs.start(*arguments, world_size=2)
     assert second.end() == [2, 2], second.output()
     line = second.lines("error:")[0]
-    assert f"another process is training in {first.run_dir} (process {first.ranks[0].pid} on " in line
+    assert f"another process is at work in {first.run_dir} (process {first.ranks[0].pid} on " in line
     assert ", Slurm job 4711, since " in line
     first.ranks[1].send_signal(signal.SIGUSR1)
     assert first.end() == [STOPPED, STOPPED], first.output()

@@ -11,9 +11,12 @@ from lape_ds.identification.stage import identify
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe
 from tests.identification.making import CODES, counts_of, make_recipe, write_recipe
-from tests.processes import ends_of_ranks, run_ranks
+from tests.processes import run_ranks
 
-SMALL_SHARDS = {"shard_tokens": 512, "batch_size": 3}  # 8 blocks, so that the last batch of most units is not full
+SMALL_SHARDS = {
+    "shard_tokens": 512,
+    "batch_size": 3,
+}  # 8 blocks, so that the last batch of most units is not full
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Recip
     return recipe
 
 
-def on_ranks(tmp_path: Path, model_folder: Path, *settings: str, world_size: int = 2, **changes: Any) -> Recipe:
+def on_ranks(
+    tmp_path: Path, model_folder: Path, *settings: str, world_size: int = 2, **changes: Any
+) -> Recipe:
     changes["identify"] = SMALL_SHARDS | changes.get("identify", {})
     recipe = make_recipe(tmp_path, model_folder, **changes)
     path = write_recipe(recipe, tmp_path)
@@ -48,8 +53,6 @@ def test_same_counts_on_any_ranks(
 ) -> None:
     recipe = on_ranks(tmp_path, model_folder, world_size=world_size, identify=changes)
     assert counts_of(recipe) == counts_of(alone)
-    found, expected = (
-        NeuronSet.load(one.identify_dir / "neurons.safetensors") for one in (recipe, alone)
-    )
+    found, expected = (NeuronSet.load(one.identify_dir / "neurons.safetensors") for one in (recipe, alone))
     assert all(found.neurons(code).tolist() == expected.neurons(code).tolist() for code in CODES)
     assert not (recipe.identify_dir / "units").exists()

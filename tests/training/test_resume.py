@@ -96,7 +96,7 @@ def test_two_processes_do_not_share_a_run(tiny_recipe: Path, kept: tuple[Path, l
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, errors = train(tiny_recipe, *overrides)
     assert code == 2
-    assert "another process is training in" in errors
+    assert "another process is at work in" in errors
 
 
 def test_a_diverged_step_is_not_kept(tiny_recipe: Path) -> None:

@@ -25,8 +25,8 @@ from lape_ds.recipe import Recipe, load_recipe
 
 SCRIPT = "launch/slurm.sbatch"
 STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
-_OF_RANKS = ("train", "eval")
-_GOING_ON = ("train", "corpus", "eval")  # where they were interrupted; the others begin anew
+_OF_RANKS = ("train", "identify", "eval")
+_GOING_ON = ("train", "corpus", "identify", "eval")  # where they were interrupted; the others begin anew
 # Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
 _SECONDS_AFTER_FIRST = 45
 
@@ -40,10 +40,11 @@ def run_batch(arguments: Sequence[str]) -> int:
     Raises:
         UserError: A bad command line, recipe or array; or the time limit is too short to get anywhere.
     """
-    command = _with_language(read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS))
+    command = read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS)
     stage = command.options.get("stage", "train")
     if stage not in STAGES:
         raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
+    command = _with_part(command) if stage == "identify" else _with_language(command)
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"this is no Slurm job: submit it, `sbatch {SCRIPT} RECIPE`")
     recipe = load_recipe(command.recipe, command.overrides)
@@ -84,7 +85,7 @@ def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
         f"--wait={_SECONDS_AFTER_FIRST}",
     ]
     python = [sys.executable, "-u", "-m"]
-    if stage == "eval":
+    if stage != "train":
         # A single task is no rank, and would start ranks of its own.
         alone = ["launch.num_ranks=1"] if num_nodes * per_node == 1 else []
         command_line = ["env", f"MASTER_PORT={free_port()}", *python, COMMAND_LINE, stage, *rest, *alone]
@@ -139,11 +140,31 @@ def _with_language(command: CommandLine) -> CommandLine:
     return replace(command, overrides=[*command.overrides, *own])
 
 
+def _with_part(command: CommandLine) -> CommandLine:
+    """In a job array: the part of the counting that belongs to this task."""
+    if "languages" in command.options:
+        raise UserError(
+            "--languages is for trainings; an array of --stage identify counts a part in each task"
+        )
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return command
+    number, first, last, num_tasks = (
+        int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+    )
+    if last - first + 1 != num_tasks:
+        raise UserError(
+            f"an array of --stage identify counts part N of all in its task N: submit it with --array=0-{num_tasks - 1}"
+        )
+    return replace(command, overrides=[*command.overrides, f"identify.part={number - first}/{num_tasks}"])
+
+
 def kept_work(recipe: Recipe) -> dict[Path, int]:
-    """What an interrupted stage goes on from: checkpoints, the state of packed texts, results of tasks, with the time of each."""
+    """What an interrupted stage goes on from: checkpoints, packed texts' state, counts, results of tasks, with the time of each."""
     packed = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
     kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
     kept += (recipe.output_dir / "eval").glob("*/*.json")
+    for pattern in ("counts/*.safetensors", "units/*/*.safetensors"):
+        kept += recipe.counting_dir.glob(pattern)
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
@@ -167,7 +188,7 @@ def check_progress(stage: str, recipe: Recipe, before: dict[Path, int]) -> None:
     starts = 1 + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if starts > 1 and kept_work(recipe) == before:
         raise UserError(
-            f"start {starts} of this job had all its time and made no progress (no checkpoint, packed text or measured "
+            f"start {starts} of this job had all its time and made no progress (no checkpoint, packed text, counts or measured "
             "task): it is not queued again; submit it with a longer --time"
         )
 
