@@ -36,7 +36,7 @@ NEURONS = ("show", "overlap", "import", "export")
         ["bench", "train"],
         ["bench", "identify"],
         ["pack", "make"],
-        *(["neurons", name] for name in ("script-check", "merge", "select")),
+        *(["neurons", name] for name in ("script-check", "merge", "select", "ablate")),
         ["bench", "select"],
     ],
 )
