@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
+from lape_ds.atlas.card import write_card
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
@@ -365,3 +367,30 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "counts/" not in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+
+
+def test_the_card_of_a_hub_model(made: Made, tmp_path: Path) -> None:
+    """Model, revision and data sets of the hub are named so that it links them; which texts are whose is told."""
+    folder = tmp_path / "atlas"
+    shutil.copytree(made.folder, folder)
+    run = made.json("run") | {"model": {"hub_id": "meta-llama/Llama-3.1-8B", "revision": "v1"}}
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    recipe = load_recipe(
+        REPO / "recipes" / "atlas-llama-3.1-8b.yaml",
+        [f"languages.identify={json.dumps(CODES)}", "atlas.ablate=[]"],
+    )
+    text = write_card(folder, recipe)
+    data = ModelCard(text).data.to_dict()
+    assert data["base_model"] == "meta-llama/Llama-3.1-8B"
+    assert data["datasets"] == ["HuggingFaceFW/fineweb-2", "HuggingFaceFW/fineweb"]
+    assert data["license"] == "llama3.1"
+    assert text.split("---\n", 2)[2].startswith(
+        "\n# Language neurons of meta-llama/Llama-3.1-8B: 6 languages\n"
+    )
+    assert (
+        "- The model and its licence: https://huggingface.co/meta-llama/Llama-3.1-8B, revision `v1`;" in text
+    )
+    english = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb " in line)
+    assert english.endswith("(ODC-By 1.0, and Common Crawl's terms of use): eng_Latn")
+    others = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb-2 " in line)
+    assert others.endswith(": mlt_Latn, kat_Geor, deu_Latn, nob_Latn, srp_Cyrl")
