@@ -5,6 +5,7 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -40,6 +41,13 @@ def make_atlas(
     Publish it: lape-ds atlas recipes/atlas.yaml atlas.license=cc-by-4.0 --push USER/NAME --private
     """
     loaded = load(recipe, overrides)
+    from lape_ds.distributed.launchers import slurm
+
+    if slurm.is_rank() or "RANK" in os.environ:
+        raise UserError(
+            "lape-ds atlas is one process, which starts ranks itself; under srun or torchrun let `lape-ds identify` count, then "
+            "run `lape-ds atlas` alone: it finds the counts"
+        )
     from lape_ds.atlas.push import check_push, push_atlas
 
     if push is not None:
