@@ -14,8 +14,8 @@ from typing import Any
 
 from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_picture
 from lape_ds.analysis.overlap import Layers, Overlap, set_families
-from lape_ds.analysis.stability_pictures import draw_stability
 from lape_ds.atlas.card import write_card
+from lape_ds.atlas.picture import draw_stability
 from lape_ds.atlas.table import describe_languages
 from lape_ds.errors import UserError
 from lape_ds.neurons.neuron_set import NeuronSet

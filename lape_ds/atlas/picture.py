@@ -1,6 +1,7 @@
-"""The picture of a stability: how much every language's set agrees with that from less text, and how sure its neurons are.
+"""The atlas's picture of how sure every language's set is: agreement with that from less text, and confidence of its neurons.
 
-After stability.json, whose figures it shows; needs matplotlib and no display. Rows as in neuron_pictures.py.
+After stability.json, whose figures it shows; needs matplotlib and no display. Rows as in neuron_pictures.py. Of a selection whose
+counts are at hand, stability_pictures.py draws the curve alone.
 """
 
 from __future__ import annotations
