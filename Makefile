@@ -1,10 +1,12 @@
 # make quickstart   the whole way on a tiny model, on real text     make test   its proofs
+# make atlas   the neurons of 138 languages of another tiny model, as a folder that can be published (about ATLASMIN minutes)
 # make test-cluster   two hosts through pdsh and through Slurm, on this machine (root; installs Debian's packages)
 # Each makes .venv first if that is not there or out of date (RECIPE=… make quickstart runs another recipe).
 
 SHELL := /bin/bash
 PYTHON ?= python3
 RECIPE ?= recipes/quickstart.yaml
+ATLAS ?= recipes/atlas.yaml
 VENV := $(CURDIR)/.venv
 STAMP := $(VENV)/.installed
 # What the environment was made from; a finished set-up writes it into the stamp, as its last act.
@@ -12,7 +14,7 @@ STATE = $$(cat requirements.lock pyproject.toml | cksum) $(VENV)
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check
 IN_VENV := PATH="$(VENV)/bin:$$PATH"
 
-.PHONY: install set-up check-tools quickstart test test-long test-cluster lint bench
+.PHONY: install set-up check-tools quickstart atlas test test-long test-cluster lint bench
 
 install:
 	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" != "$(STATE)" ]; then $(MAKE) --no-print-directory set-up; fi
@@ -39,6 +41,10 @@ check-tools:
 
 quickstart: install
 	@$(IN_VENV) launch/quickstart.sh $(RECIPE)
+
+atlas: install
+	@$(IN_VENV) lape-ds pretrain $(ATLAS)
+	@$(IN_VENV) lape-ds atlas $(ATLAS)
 
 test: install
 	@$(IN_VENV) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile

@@ -15,6 +15,7 @@ import typer
 
 from lape_ds import __version__
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, RunArgument, load, run_folder
+from lape_ds.cli_atlas import add_atlas_command
 from lape_ds.cli_bench import bench_app
 from lape_ds.cli_eval import add_eval_commands
 from lape_ds.cli_neurons import neurons_app
@@ -30,7 +31,7 @@ app = typer.Typer(
     name="lape-ds",
     help="Find the neurons of one language and fine-tune only those, under DeepSpeed.\n\n"
     "The way: pretrain (quickstart only), corpus, identify, train, export, eval, summary; sweep to compare "
-    "methods; plan and tune before a training.",
+    "methods; plan and tune before a training; atlas for the neurons of many languages.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -226,6 +227,7 @@ def languages(
 add_plan_commands(app)
 add_eval_commands(app)
 add_pack_commands(app)
+add_atlas_command(app)
 app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
 app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
 

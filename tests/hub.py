@@ -1,8 +1,9 @@
 """A Hugging Face hub on the loopback: a real HTTP server for a folder of repositories.
 
 What huggingface_hub, datasets and transformers ask of the hub is answered as the hub answers it: repository info, trees,
-files with their commit, ETag and ranges, gated repositories, and the error codes that the clients tell apart. The clients
-read HF_ENDPOINT when they are imported, so each is a process of its own with `Hub.environment`.
+files with their commit, ETag and ranges, gated repositories, and the error codes that the clients tell apart; what those who
+write ask is answered in hub_uploads.py. The clients read HF_ENDPOINT when they are imported, so each is a process of its own with
+`Hub.environment`.
 
     <root>/datasets/<owner>/<name>/...            the revision `main` of a data set
     <root>/models/<owner>/<name>@<revision>/...   another revision of a model
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.hub_uploads import Account, Uploads, WriteRefused, answer_writer
+
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _FILE = re.compile(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 # What a client would take from the tests' own environment, beside everything of Hugging Face's.
@@ -40,12 +43,14 @@ class Hub:
         url: Where it answers.
         gated: Repository ids whose files need a token, and the tokens whose owners have accepted the terms.
         asked: `METHOD /path` of every request, in order.
+        uploads: Who may write, and what was written beside the folder.
     """
 
     root: Path
     url: str
     gated: Mapping[str, frozenset[str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    uploads: Uploads = field(default_factory=Uploads)
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """For a client process that has all that it keeps in `home`, and no token."""
@@ -76,11 +81,17 @@ class Hub:
 
 
 @contextmanager
-def serving(root: Path, *, gated: Mapping[str, frozenset[str]] | None = None) -> Iterator[Hub]:
-    """Serves a folder until the end of the block."""
+def serving(
+    root: Path,
+    *,
+    gated: Mapping[str, frozenset[str]] | None = None,
+    accounts: Mapping[str, Account] | None = None,
+) -> Iterator[Hub]:
+    """Serves a folder until the end of the block; who has one of the tokens of `accounts` may write into it."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.daemon_threads = True
         hub = Hub(root, f"http://127.0.0.1:{server.server_port}", gated or {})
+        hub.uploads.accounts.update(accounts or {})
         server.hub = hub  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -130,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *_: Any) -> None:
         """What was asked is kept in `asked`."""
@@ -143,9 +154,14 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.hub.asked.append(f"{self.command} {path}")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         try:
-            if match := _API.fullmatch(path):
+            written = answer_writer(
+                self.hub.uploads, self.hub.root, self.hub.url, self.command, path, self._token, body
+            )
+            if written is not None:
+                self._send(json.dumps(written).encode(), {"Content-Type": "application/json"})
+            elif match := _API.fullmatch(path):
                 found = self._api(*match.groups(), query=parse_qs(url.query), body=body)
                 self._send(json.dumps(found).encode(), {"Content-Type": "application/json"})
             elif match := _FILE.fullmatch(path):
@@ -156,6 +172,21 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(404, "", "no such page")
         except _Refused as refusal:
             self._send(json.dumps({"error": str(refusal)}).encode(), refusal.headers, refusal.status)
+        except WriteRefused as refusal:
+            told = {"error": refusal.message, "errors": [{"message": refusal.message}]} | refusal.more
+            headers = {"Content-Type": "application/json", "X-Error-Message": refusal.message}
+            self._send(json.dumps(told).encode(), headers, refusal.status)
+
+    def _body(self) -> bytes:
+        """Of known length, or in chunks as a stream is sent."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _api(
         self,

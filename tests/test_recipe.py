@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from lape_ds.corpora.cldr import qualifies
 from lape_ds.errors import UserError
+from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe, load_recipe, to_yaml
 from lape_ds.recipe.engine_keys import _ZERO as ZERO_KEYS
 from lape_ds.recipe.engine_keys import OWNED_KEYS
@@ -46,6 +48,18 @@ def test_shipped_recipes_load(path: Path) -> None:
     assert recipe.languages.target == "mlt_Latn"
     head = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert all(f"# {word}" in head for word in ("Launch", "On", "Time", "Expect"))
+
+
+@pytest.mark.parametrize(("name", "fewest"), [("atlas", 120), ("atlas-llama-3.1-8b", 100)])
+def test_atlases_name_many_languages_with_text(name: str, fewest: int) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    assert len(recipe.languages.identify) >= fewest
+    assert 2 <= len(recipe.atlas.ablate) <= 24
+    assert recipe.atlas.license is not None
+    for code in recipe.languages.identify:
+        language, source = find_language(code), recipe.corpus.source_of(code)
+        has_text = qualifies(language) if source.kind == "cldr" else source.kind == "hub"
+        assert has_text, code
 
 
 def test_the_papers_recipes_hold_its_settings() -> None:
@@ -185,6 +199,8 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
             ["identify.method=family_lape", "identify.families={ka: Italic}"],
             ["identify.families: kat_Geor is not among languages.identify"],
         ),
+        (["atlas.ablate=[mt, cy]"], ["atlas.ablate: cym_Latn is not among languages.identify"]),
+        (["atlas.license=Apache 2.0"], ["atlas.license"]),
         (["identify.method=entropy"], ["'lape', 'family_lape', 'probability' or 'mean_activation'"]),
         (["train.replay.languages=[no]"], ["languages has no use with share: 0"]),
         (["train.anchor.kl=0.5"], ["train", "anchor.kl", "set replay.share above 0"]),

@@ -111,14 +111,15 @@ def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     highest = float(np.nanmax(similar)) if number > 1 else 0.0
     image = axes.imshow(
         np.ma.masked_invalid(similar),
-        cmap=colormaps["viridis_r"].with_extremes(bad=_NO_NEURON),
+        # Pale where nothing is shared, as most of the cells of many languages are.
+        cmap=colormaps["YlGnBu"].with_extremes(bad=_NO_NEURON),
         norm=Normalize(0, max(highest, 1e-6)),
         interpolation="nearest",
     )
     name_rows(axes, overlap.names, font)
     axes.set_xticks(range(number), overlap.names, rotation=90, fontsize=font)
     if overlap.families != overlap.names:
-        part_families(axes, overlap.families, columns=True)
+        part_families(axes, overlap.families, columns=True, colour="0.75")
         name_families(axes, overlap.families, font, beside=1.02)
     if number <= _IN_FIGURES:
         _write_figures(axes, similar, highest)
@@ -141,13 +142,13 @@ def name_rows(axes: Axes, names: Sequence[str], font: float) -> None:
     axes.spines[:].set_visible(False)
 
 
-def part_families(axes: Axes, families: Sequence[str], *, columns: bool) -> None:
-    """White lines between families that stand beside each other; those without relatives stand together."""
+def part_families(axes: Axes, families: Sequence[str], *, columns: bool, colour: str = "white") -> None:
+    """Lines between families that stand beside each other; those without relatives stand together."""
     for (size, following), end in zip(pairwise(_sizes(families)), _ends(families), strict=False):
         if size > 1 or following > 1:
-            axes.axhline(end - 0.5, color="white", linewidth=1.2)
+            axes.axhline(end - 0.5, color=colour, linewidth=1.2)
             if columns:
-                axes.axvline(end - 0.5, color="white", linewidth=1.2)
+                axes.axvline(end - 0.5, color=colour, linewidth=1.2)
 
 
 def name_families(axes: Axes, families: Sequence[str], font: float, *, beside: float) -> None:

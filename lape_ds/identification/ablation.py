@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def _neuron_set(
     try:
         found = NeuronSet.load(path)
         found.check_model(weights, num_layers=shape.num_layers, neurons_per_layer=shape.neurons_per_layer)
-        found = replace(found, indices={code: found.neurons(code) for code in codes or found.languages})
+        found = found.only(*(codes or found.languages))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if len(found.languages) < 2:

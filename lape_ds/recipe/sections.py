@@ -265,6 +265,17 @@ class EvalSection(Section):
         return [self.suite] if isinstance(self.suite, str) else self.suite
 
 
+class AtlasSection(Section):
+    """What `lape-ds atlas` does beyond identification, and says of its folder."""
+
+    # Whose neurons are switched off, and whose text is measured; empty: all identified ones. Takes the square of their number.
+    ablate: LanguageCodes = []
+    num_random: PositiveInt = 3  # random sets of each of them
+    license: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][a-z0-9.+-]*$"
+    )  # of the folder, as the hub names licences, e.g. cc-by-4.0; `--push` needs one
+
+
 class Recipe(Section):
     """A whole recipe. `lape-ds <stage> RECIPE key=value …` loads one with `load_recipe`."""
 
@@ -281,6 +292,7 @@ class Recipe(Section):
     env: Environment = {}  # variables of every process, e.g. {NCCL_SOCKET_IFNAME: ib0}
     eval: EvalSection = EvalSection()
     sweep: SweepSection | None = None  # None: every method at its own rates
+    atlas: AtlasSection = AtlasSection()
 
     @property
     def identify_dir(self) -> Path:
@@ -312,6 +324,11 @@ class Recipe(Section):
     def sweep_dir(self) -> Path:
         """Where `sweep` writes the frontier; its runs are training runs and lie with these."""
         return self.output_dir / "sweep"
+
+    @property
+    def atlas_dir(self) -> Path:
+        """What `atlas` writes, as it may be published."""
+        return self.output_dir / "atlas"
 
     @property
     def needs_neurons(self) -> bool:
@@ -347,6 +364,13 @@ class Recipe(Section):
         for code in self.identify.families:
             if code not in self.languages.identify:
                 raise ValueError(f"identify.families: {code} is not among languages.identify")
+        return self
+
+    @model_validator(mode="after")
+    def _ablated_are_identified(self) -> Recipe:
+        for code in self.atlas.ablate:
+            if code not in self.languages.identify:
+                raise ValueError(f"atlas.ablate: {code} is not among languages.identify")
         return self
 
     @model_validator(mode="after")

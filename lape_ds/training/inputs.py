@@ -116,9 +116,8 @@ def chosen_neurons(recipe: Recipe, model_fingerprint: str, skeleton: PreTrainedM
     if train.method == "random":
         return own.random_like(*own.languages, seed=train.random_seed)
     if train.method == "topk":
-        return own.most_active_like(
-            *own.languages, probs_LI=activation_probabilities(recipe, own.languages, model_fingerprint)
-        )
+        probs_LI = activation_probabilities(recipe, own.languages, model_fingerprint)
+        return own.most_active_like(*own.languages, probs_LI=probs_LI)
     return own
 
 

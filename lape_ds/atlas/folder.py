@@ -1,0 +1,106 @@
+"""The folder that `lape-ds atlas` writes: what identification and ablation found, in pictures and numbers, with its card.
+
+After identification and ablation, from whose folders everything is taken; nothing is counted or measured here. The folder is
+written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_picture
+from lape_ds.analysis.overlap import Layers, Overlap, set_families
+from lape_ds.atlas.card import write_card
+from lape_ds.atlas.picture import draw_stability
+from lape_ds.atlas.table import describe_languages
+from lape_ds.errors import UserError
+from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.recipe import Recipe, to_yaml
+from lape_ds.runlog import surroundings
+from lape_ds.writing import told_if_unwritable, whole_folder, write_json, write_text
+
+_MARKERS = ("languages.json",)  # what no other folder of ours has
+
+
+def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
+    """Writes `<output_dir>/atlas`, or replaces it.
+
+    Args:
+        recipe: Its identification and its ablation are finished.
+        with_counts: Also copy the counts (2 bytes × 32 of every neuron and language: 29 MB a language of an 8B model).
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: Identification or ablation is missing or of other languages, the folder holds something else, or cannot be
+            written.
+    """
+    neuron_set = NeuronSet.load(recipe.identify_dir / "neurons.safetensors")
+    stability = _read_json(recipe.identify_dir / "stability.json", "lape-ds identify")
+    folder = recipe.atlas_dir
+    with (
+        told_if_unwritable(str(folder), kept="what was there before, counts and ablation"),
+        whole_folder(folder, marker_files=_MARKERS) as temporary,
+    ):
+        _copy_results(recipe, temporary, neuron_set, with_counts=with_counts)
+        write_json(temporary / "languages.json", describe_languages(neuron_set, stability))
+        _draw(neuron_set, stability, temporary)
+        write_text(temporary / "recipe.yaml", to_yaml(recipe))
+        write_json(temporary / "run.json", _run(recipe))
+        write_text(temporary / "README.md", write_card(temporary, recipe))
+    return folder
+
+
+def _read_json(path: Path, command: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"no such file: {path} (`{command}` writes it)")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _copy_results(recipe: Recipe, folder: Path, neuron_set: NeuronSet, *, with_counts: bool) -> None:
+    identified, ablated = recipe.identify_dir, recipe.output_dir / "ablation"
+    files = [identified / "neurons.safetensors", identified / "stability.json"]
+    files += [ablated / "ablation.json", ablated / "ablation.png"]
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    if with_counts:
+        (folder / "counts").mkdir()
+        for code in neuron_set.languages:
+            name = f"{code}.safetensors"
+            shutil.copyfile(identified / "counts" / name, folder / "counts" / name)
+
+
+def _draw(neuron_set: NeuronSet, stability: Mapping[str, Any], folder: Path) -> None:
+    families = dict(zip(neuron_set.languages, set_families(neuron_set), strict=True))
+    write_picture(draw_stability(stability, families), folder / "stability.png")
+    write_picture(draw_layers(Layers.of(neuron_set)), folder / "layers.png")
+    for name, overlap in (
+        ("languages", Overlap.of_languages(neuron_set)),
+        ("families", Overlap.of_families(neuron_set)),
+    ):
+        write_json(folder / f"overlap-{name}.json", overlap.as_json())
+        title = f"Shared neurons of {name}, {neuron_set.model_id}"
+        write_picture(draw_overlap(overlap, title=title), folder / f"overlap-{name}.png")
+
+
+def _run(recipe: Recipe) -> dict[str, Any]:
+    """As a run's run.json, without what is nobody's business: the machine's name, the user's paths."""
+    around = surroundings()
+    hardware = {name: value for name, value in around["hardware"].items() if name != "host"}
+    is_local = recipe.model.create is not None or Path(recipe.model.path).expanduser().exists()
+    return {
+        "schema_version": 1,
+        "stage": "atlas",
+        **around,
+        "hardware": hardware,
+        "seeds": {"seed": recipe.seed},
+        "model": {
+            "hub_id": None if is_local else recipe.model.path,
+            "revision": recipe.model.revision,
+        },
+    }
