@@ -102,8 +102,8 @@ def check_can_reset_positions(model: PreTrainedModel) -> None:
     """
     if not parts_documents(model):
         raise UserError(
-            f"identify.reset_positions=true: in models of type {model.config.model_type!r} transformers does not keep the documents "
-            "of a block apart by their positions; set identify.reset_positions=false"
+            f"identify.reset_positions=true: in models of type {model.config.model_type!r} transformers does not keep the "
+            "documents of a block apart by their positions; set identify.reset_positions=false"
         )
 
 
