@@ -241,6 +241,51 @@ def select_neurons(
     typer.echo(", ".join(f"{code} {found.num_neurons(code):,}" for code in found.languages))
 
 
+@neurons_app.command("stability")
+def show_stability(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|COUNTS",
+            help="A recipe that was identified, or a folder of counts (published knobs, unless overridden).",
+            show_default=False,
+        ),
+    ],
+    overrides: OverridesArgument = None,
+    picture: PictureOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """How sure the sets are: agreement over ever more text, and a bootstrap over documents; from counts, without the model.
+
+    Example: lape-ds neurons stability recipes/quickstart.yaml --picture stability.png
+
+    Counts alone: lape-ds neurons stability merged identify.top_rate=0.01
+    """
+    from lape_ds.analysis.stability_tables import stability_lines
+    from lape_ds.neurons.selection import counts_files
+    from lape_ds.neurons.stability import measure_files
+
+    folder = Path(target)
+    if sorted(folder.glob("*.safetensors")):
+        from lape_ds.recipe import identify_section
+
+        paths = sorted(folder.glob("*.safetensors"))
+        section, seed = identify_section([path.stem for path in paths], overrides or []), 0
+    else:
+        loaded = load(target, overrides)
+        section, seed = loaded.identify, loaded.seed
+        paths = counts_files(loaded, loaded.identify_dir / "counts")
+    stability = measure_files(section, paths, seed=seed)
+    typer.echo(
+        json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(stability_lines(stability))
+    )
+    if picture is not None:
+        from lape_ds.analysis.neuron_pictures import write_picture
+        from lape_ds.analysis.stability_pictures import draw_stability
+
+        write_picture(draw_stability(stability), picture)
+
+
 def _neurons_file(target: str) -> Path:
     if target.endswith(".safetensors"):
         return Path(target)

@@ -36,7 +36,8 @@ NEURONS = ("show", "overlap", "import", "export")
         ["bench", "train"],
         ["bench", "identify"],
         ["pack", "make"],
-        *(["neurons", name] for name in ("script-check", "merge", "select", "ablate")),
+        *(["neurons", name] for name in ("script-check", "merge", "select", "ablate", "stability")),
+        ["atlas"],
         ["bench", "select"],
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lape_ds.neurons.families import families
 from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.neurons.stability import SURE, UNSURE, ConfidenceSummary
 
 _WHOLE_MATRIX = 20  # of more languages the text shows each one's nearest
 _NEAREST = 5
@@ -77,6 +78,11 @@ class Layers:
                 f"per layer: {per_layer}"
             )
         yield f"{'distinct':10} {self.distinct:8,} ({100 * self.distinct / everything:.3f} %)"
+        if found.confidence is not None and (sure := _confidence(*found.confidence.values())) is not None:
+            yield (
+                f"confidence {sure.mean:.3f} on average; {sure.num_sure:,} neurons of languages above {SURE}, "
+                f"{sure.num_unsure:,} below {UNSURE}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The same, for machines."""
@@ -89,12 +95,16 @@ class Layers:
             "experts_per_layer": found.experts_per_layer,
             "method": found.method,
             "distinct": self.distinct,
+            "confidence": None if found.confidence is None else _confidence_json(*found.confidence.values()),
             "languages": {
                 one.code: {
                     "family": one.family,
                     "neurons": one.total,
                     "own": one.own,
                     "per_layer": list(one.per_layer),
+                    "confidence": (
+                        None if found.confidence is None else _confidence_json(found.confidence[one.code])
+                    ),
                 }
                 for one in self.languages
             },
@@ -195,6 +205,15 @@ class Overlap:
             "mean_within_families": within,
             "mean_between_families": between,
         }
+
+
+def _confidence(*confidence: Tensor) -> ConfidenceSummary | None:
+    return ConfidenceSummary.of(torch.cat(confidence)) if confidence else None
+
+
+def _confidence_json(*confidence: Tensor) -> dict[str, float] | None:
+    summary = _confidence(*confidence)
+    return None if summary is None else summary.as_json()
 
 
 def set_families(neuron_set: NeuronSet) -> list[str]:

@@ -91,7 +91,9 @@ def check_script(native: NeuronSet, romanised: NeuronSet, language: str) -> Scri
     others = [code for code in native.languages if code != language]
     latin = [code for code in others if find_language(code).script == "Latn"]
     both = replace(
-        native, indices={"as written": native.neurons(language), "copy": romanised.neurons(language)}
+        native,
+        indices={"as written": native.neurons(language), "copy": romanised.neurons(language)},
+        confidence=None,
     )
     return ScriptCheck(
         language=language,

@@ -77,13 +77,22 @@ def select_from_folder(recipe: Recipe, folder: Path) -> NeuronSet:
     Raises:
         UserError: As `select_neurons`, or a language has no counts there.
     """
+    return select_neurons(recipe.identify, (Counts.load(path) for path in counts_files(recipe, folder)))
+
+
+def counts_files(recipe: Recipe, folder: Path) -> list[Path]:
+    """The files of a recipe's languages in a folder of counts, in order.
+
+    Raises:
+        UserError: A language has none.
+    """
     paths = [folder / f"{code}.safetensors" for code in recipe.languages.identify]
     missing = [path.stem for path in paths if not path.is_file()]
     if missing:
         raise UserError(
             f"{folder} has no counts of {', '.join(missing)} (languages.identify); count them, or name fewer languages"
         )
-    return select_neurons(recipe.identify, (Counts.load(path) for path in paths))
+    return paths
 
 
 def select_from_table(section: IdentifySection, table: Probabilities, codes: Sequence[str]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -224,6 +225,15 @@ def measure_stability(section: IdentifySection, load: LoadCounts, *, seed: int) 
         for code in full.neurons
     ]
     return Stability(full.model_id, section.method, number, seed, tuple(languages))
+
+
+def measure_files(section: IdentifySection, paths: Sequence[Path], *, seed: int) -> Stability:
+    """`measure_stability` of files of counts, one language each.
+
+    Raises:
+        UserError: As there, or a file is none.
+    """
+    return measure_stability(section, lambda: (Counts.load(path) for path in paths), seed=seed)
 
 
 def check_method(section: IdentifySection) -> None:

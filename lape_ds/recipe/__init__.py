@@ -6,7 +6,7 @@ First room on the data's way: `load_recipe` at the start of every stage, `freeze
 from lape_ds.recipe.base import Section
 from lape_ds.recipe.fields import LanguageCode, TokenBudget
 from lape_ds.recipe.freezing import check_frozen, first_difference, freeze_recipe, to_yaml
-from lape_ds.recipe.loading import load_recipe
+from lape_ds.recipe.loading import identify_section, load_recipe
 from lape_ds.recipe.rewriting import rewrite_recipe
 from lape_ds.recipe.sections import (
     CLDRSource,
@@ -67,6 +67,7 @@ __all__ = [
     "check_frozen",
     "first_difference",
     "freeze_recipe",
+    "identify_section",
     "load_recipe",
     "rate_label",
     "rewrite_recipe",

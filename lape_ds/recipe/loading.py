@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
-from lape_ds.recipe.sections import FilesSource, HubSource, Recipe
+from lape_ds.recipe.sections import FilesSource, HubSource, IdentifySection, Recipe
 from lape_ds.recipe.source_text import KeyPath, SourceText, read_yaml
 from lape_ds.resources import asset, has_asset
 
@@ -38,6 +38,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = validate(source)
     _check_files(recipe, source)
     return recipe
+
+
+def identify_section(codes: Sequence[str], overrides: Sequence[str]) -> IdentifySection:
+    """`identify` of a recipe that says nothing but these languages: the published knobs, as far as they are not overridden.
+
+    Args:
+        codes: Two or more languages.
+        overrides: As `load_recipe` takes them, e.g. `identify.top_rate=0.01`.
+
+    Raises:
+        UserError: A bad key, value or combination.
+    """
+    data = {
+        "name": "counts",
+        "output_dir": "counts",
+        "languages": {"target": codes[0], "identify": list(codes)},
+        "model": {"path": "counts"},
+        "corpus": {"source": {"kind": "cldr"}},
+    }
+    source = SourceText(data, {(): "counts without a recipe"})
+    for override in overrides:
+        source.set_key(override)
+    return validate(source).identify
 
 
 def validate(source: SourceText) -> Recipe:

@@ -58,6 +58,32 @@ def test_experts_are_kept_and_older_sets_are_dense(tmp_path: Path) -> None:
     assert NeuronSet.load(path).experts_per_layer == 1
 
 
+def test_confidences_are_kept_and_older_sets_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "neurons.safetensors"
+    plain = make_set()
+    plain.save(path)
+    assert NeuronSet.load(path).confidence is None
+    confidence = {
+        "mlt_Latn": torch.tensor([1.0, 0.5, 0.25, 0.98]),
+        "afr_Latn": torch.ones(3),
+        "kat_Geor": torch.ones(0),
+    }
+    made = replace(plain, confidence=confidence)
+    made.save(path)
+    loaded = NeuronSet.load(path)
+    assert loaded.confidence is not None
+    assert all(torch.equal(loaded.confidence[code], confidence[code]) for code in made.languages)
+    some = loaded.only("afr_Latn", "mlt_Latn")
+    assert some.languages == tuple(some.confidence or ()) == ("afr_Latn", "mlt_Latn")
+    assert loaded.random_like("mlt_Latn", seed=0).confidence is None
+    with pytest.raises(UserError, match=r"confidences of afr_Latn are torch.float32 \[2\]; a float32 \[3\]"):
+        replace(made, confidence=confidence | {"afr_Latn": torch.ones(2)})
+    with pytest.raises(UserError, match="confidences of afr_Latn are None"):
+        replace(made, confidence={"mlt_Latn": torch.ones(4)})
+    with pytest.raises(UserError, match=r"must lie in \[0, 1\]"):
+        replace(made, confidence=confidence | {"afr_Latn": torch.full((3,), torch.nan)})
+
+
 def test_per_layer() -> None:
     assert [layer.tolist() for layer in make_set().per_layer("mlt_Latn")] == [[1, 6], [], [0, 3]]
     assert [layer.tolist() for layer in make_set().per_layer("mlt_Latn", "afr_Latn")] == [
