@@ -47,18 +47,19 @@ def bench_train(
 @bench_app.command("identify")
 def bench_identify(
     shape: ShapeOption = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Also on so many ranks at once, if more than one.")] = 1,
     rounds: RoundsOption = 8,
     seed: SeedOption = 0,
     out: OutOption = Path("bench-identify.json"),
 ) -> None:
     """Time counting beside a bare forward pass and a plain loop with hooks.
 
-    Example: lape-ds bench identify --out identify.json
+    Example: lape-ds bench identify --ranks 2 --out identify.json
     """
     from lape_ds.bench.identify import bench_identify
     from lape_ds.bench.tables import show
 
-    show(bench_identify(shape, rounds=rounds, seed=seed, out=out))
+    show(bench_identify(shape, rounds=rounds, seed=seed, out=out, num_ranks=ranks))
 
 
 @bench_app.command("select")

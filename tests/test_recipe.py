@@ -173,6 +173,7 @@ def test_refusals(recipe_file: Path, old: str, new: str, expected: list[str]) ->
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (["evl.suite=general"], ["evl: unknown key; did you mean eval?", "(override 'evl.suite=general')"]),
         (["train.tokens=lots"], ["train.tokens", "'all'", '"lots"', "override 'train.tokens=lots'"]),
         (["train.tokens"], ["must read key=value"]),
         (["train.micro_batch_size=true"], ["train.micro_batch_size: must be a valid integer, not true"]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from lape_ds.bench.record import new_record, write_record
 from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import Shape, build_model, find_shape
+from lape_ds.bench.team import Team
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
@@ -34,7 +36,9 @@ BATCHES_PER_TURN = 4
 _DOCUMENT_TOKENS = 60
 
 
-def bench_identify(shape_name: str | None, *, rounds: int, seed: int, out: Path) -> dict[str, Any]:
+def bench_identify(
+    shape_name: str | None, *, rounds: int, seed: int, out: Path, num_ranks: int = 1
+) -> dict[str, Any]:
     """Measures the ways to go through text and writes the record, JSON and a Markdown table beside it.
 
     Args:
@@ -42,9 +46,10 @@ def bench_identify(shape_name: str | None, *, rounds: int, seed: int, out: Path)
         rounds: Counted ones; two more go before them.
         seed: Of weights, tokens and orders.
         out: The JSON file.
+        num_ranks: Where there are several, counting and the forward pass are also measured on so many ranks side by side.
 
     Raises:
-        UserError: No such shape, or one that needs a GPU.
+        UserError: No such shape, one that needs a GPU, or fewer GPUs than ranks.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape_name = shape_name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
@@ -67,6 +72,15 @@ def bench_identify(shape_name: str | None, *, rounds: int, seed: int, out: Path)
         str(dtype).removeprefix("torch."): _measure(replace(shape, dtype=dtype), device, rounds, seed)
         for dtype in dtypes
     }
+    if num_ranks > 1:
+        record["ranks"] = {
+            str(num_ranks): {
+                str(dtype).removeprefix("torch."): _measure_ranks(
+                    replace(shape, dtype=dtype, checkpointing=False), device, num_ranks, rounds, seed
+                )
+                for dtype in dtypes
+            }
+        }
     write_record(record, out)
     return record
 
@@ -93,6 +107,32 @@ def _measure(shape: Shape, device: torch.device, rounds: int, seed: int) -> dict
                 "seconds": asdict(Spread.of(taken)),
                 "tokens_per_second": num_tokens / Spread.of(taken).median,
                 "peak": peaks[name],
+            }
+            for name, taken in seconds.items()
+        },
+        **recorded_ratios(seconds),
+    }
+
+
+def _measure_ranks(
+    shape: Shape, device: torch.device, num_ranks: int, rounds: int, seed: int
+) -> dict[str, Any]:
+    with Team(shape, num_ranks=num_ranks, batches=BATCHES_PER_TURN, seed=seed) as team:
+        seconds = interleave(
+            {name: partial(team.turn, name) for name in ("floor", "counting")},
+            rounds=rounds,
+            warmup=WARMUP_ROUNDS,
+            seed=seed,
+            device=device,
+            description=f"Forward passes, {num_ranks} ranks, {shape.dtype}",
+        )
+    num_tokens = num_ranks * BATCHES_PER_TURN * shape.num_tokens
+    return {
+        "methods": {
+            name: {
+                "what": WAYS[name],
+                "seconds": asdict(Spread.of(taken)),
+                "tokens_per_second": num_tokens / Spread.of(taken).median,
             }
             for name, taken in seconds.items()
         },

@@ -134,6 +134,14 @@ def _identify_tables(record: Record) -> list[tuple[str, list[str], list[list[str
             for name, one in found["methods"].items()
         ]
         tables.append((title, ["way", "tokens/s", "× floor", "peak"], rows))
+    for number, by_dtype in record.get("ranks", {}).items():
+        title = f"Counting on {number} ranks at once: {settings['shape']}"
+        rows = [
+            [name, dtype, f"{one['tokens_per_second']:,.0f}", _against("floor")(found, name)]
+            for dtype, found in by_dtype.items()
+            for name, one in found["methods"].items()
+        ]
+        tables.append((title, ["way", "dtype", "tokens/s of all", "× floor"], rows))
     return tables
 
 

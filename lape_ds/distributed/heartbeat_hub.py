@@ -192,8 +192,11 @@ class Hub(threading.Thread):
     def _end(self, cause: Event) -> NoReturn:
         """Prints the reason, tells it to all who are there or still come, and ends the first rank with them."""
         alike = [event for event in self._events if (event.kind, event.text) == (cause.kind, cause.text)]
-        whose = self._who([event.rank for event in alike]) + ": "
-        if cause.kind in ("lost", "stopped") or len(alike) == self._world_size:
+        who = [event.rank for event in alike]
+        whose = self._who(who) + ": "
+        # Of a job on one host, what the first rank refuses for all is no matter of a rank or a host.
+        by_first = who == [0] and cause.code == 2 and len(set(self._hosts.values())) == 1
+        if cause.kind in ("lost", "stopped") or len(alike) == self._world_size or by_first:
             whose = ""
         # The longest: where ranks raise what one of them has found (`together`), its own says where.
         trace = max((event.trace for event in alike), key=len)

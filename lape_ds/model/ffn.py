@@ -163,6 +163,16 @@ _LAYOUTS: dict[str, _Layout] = {
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(_LAYOUTS)
 
 
+# Of these transformers 5.23 makes no mask by positions: BLOOM takes none, and OPT's mask is not told them.
+_ONE_SEQUENCE = ("bloom", "opt")
+
+
+def parts_documents(model: nn.Module) -> bool:
+    """Whether documents in one row are kept apart where their positions say so (`position_ids` that begin at 0 anew)."""
+    config: Any = model.config
+    return config.model_type not in _ONE_SEQUENCE
+
+
 def ffn_layers(model: nn.Module) -> list[FFNLayer]:
     """Lists the feed-forward blocks of a causal language model, first layer first.
 

@@ -11,7 +11,6 @@ them for a token, 16 document-hash buckets.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -25,7 +24,7 @@ from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
 from lape_ds.errors import UserError
 from lape_ds.model.experts import run_experts
-from lape_ds.model.ffn import FFNLayer, ffn_layers
+from lape_ds.model.ffn import FFNLayer, ffn_layers, parts_documents
 from lape_ds.neurons.counts import ACTIVATION_UNIT, INT32_MAX, CountedBlocks, Counts, CountSettings
 
 # Positive gates are summed by a matrix product of zeros and ones, so many tokens at a time; that bounds the extra
@@ -96,15 +95,15 @@ def count_activations(
 
 
 def check_can_reset_positions(model: PreTrainedModel) -> None:
-    """Refuses a model that takes no positions, from which transformers tells a block's documents apart.
+    """Refuses a model in which documents cannot be kept apart.
 
     Raises:
-        UserError: It is one (BLOOM).
+        UserError: It is one.
     """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+    if not parts_documents(model):
         raise UserError(
-            f"identify.reset_positions=true: model type {model.config.model_type!r} takes no positions (position_ids), by which "
-            "documents in a block are kept apart; set identify.reset_positions=false"
+            f"identify.reset_positions=true: in models of type {model.config.model_type!r} transformers does not keep the "
+            "documents of a block apart by their positions; set identify.reset_positions=false"
         )
 
 

@@ -98,6 +98,7 @@ class SourceText:
         for depth, key in enumerate(keys[:-1]):
             if here.get(key) is None:
                 here[key] = {}
+                self.places.setdefault(tuple(keys[: depth + 1]), origin)  # a key of the file's keeps its line
             here = here[key]
             if not isinstance(here, dict):
                 raise UserError(

@@ -31,15 +31,18 @@ def test_counting_equals_the_loop_with_hooks(dtype: torch.dtype) -> None:
 
 def test_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
-    record = bench_identify("tiny", rounds=2, seed=0, out=tmp_path / "identify.json")
+    record = bench_identify("tiny", rounds=2, seed=0, out=tmp_path / "identify.json", num_ranks=2)
     assert json.loads((tmp_path / "identify.json").read_text()) == record
     assert list(record["dtypes"]) == ["float32", "bfloat16"]
     for found in record["dtypes"].values():
         assert list(found["methods"]) == list(WAYS)
         assert found["ratios"]["counting"]["floor"] > 0
         assert all(one["peak"] > 0 for one in found["methods"].values())
+    for found in record["ranks"]["2"].values():
+        assert found["ratios"]["counting"]["floor"] > 0
+        assert found["methods"]["counting"]["tokens_per_second"] > 0
     table = (tmp_path / "identify.md").read_text()
-    assert table.count("| counting |") == 2
+    assert table.count("| counting |") == 4
     assert "Counting: tiny, bfloat16, 2 x 24 tokens" in table
 
 
