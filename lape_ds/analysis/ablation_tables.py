@@ -65,15 +65,13 @@ def lines(ablation: Ablation, scores: Specificity) -> Iterator[str]:
         yield from _matrix(ablation, scores)
     yield ""
     yield from _summary(ablation, scores)
-    yield "own, others: change of a language's own text, and mean change of the others', with its neurons off; then"
-    yield f"specificity, own less others, with its 95 % interval; *: {tested} is above it (interval of the difference)"
+    yield "own, others: change of its own text and mean change of the others' with a language's neurons off;"
+    yield f"then specificity, own less others, and its 95 % interval; *: {tested} is above it (of the difference)"
     yield ""
     for control in CONTROLS:
         over = scores.overall_over[control]
         verdict = {True: "above", False: "not shown to be above"}[over.is_positive]
-        yield (
-            f"{tested} is {verdict} {kind_name(ablation, control)}: specificity {told(over)} more (over languages and documents)"
-        )
+        yield (f"{tested} is {verdict} {kind_name(ablation, control)}: specificity {told(over)} more")
     yield "the own text loses most in " + ", ".join(
         f"{scores.hit_hardest(kind)} of {len(ablation.row_languages)} rows ({kind_name(ablation, kind)})"
         for kind in KINDS
