@@ -89,6 +89,6 @@ def _scale(figure: Figure, panels: np.ndarray, shown: ScalarMappable, highest: f
 def _write_figures(axes: Axes, changes: np.ndarray, norm: AsinhNorm) -> None:
     """In figures what the colours say."""
     for row, column in zip(*np.nonzero(~np.isnan(changes)), strict=True):
-        value = changes[row, column]
+        value = float(changes[row, column])
         colour = "white" if abs(float(norm(value)) - 0.5) > 0.33 else "black"
         axes.text(column, row, signed(value, 3), ha="center", va="center", fontsize=6.5, color=colour)

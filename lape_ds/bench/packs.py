@@ -31,7 +31,7 @@ from lape_ds.bench.shapes import (
 from lape_ds.errors import UserError
 from lape_ds.recipe import TrainSection
 from lape_ds.subnetwork.adapters import add_adapter
-from lape_ds.subnetwork.pack import Pack, language
+from lape_ds.subnetwork.pack import PROJECTIONS, Pack, language
 from lape_ds.subnetwork.vectors import Vectors, neuron_vectors
 
 WARMUP_ROUNDS = 2
@@ -89,12 +89,12 @@ def _sizes(shape: Shape, name: str, neurons: str, seed: int) -> dict[str, int]:
     own = draw_neurons(neurons_per_layer(name, neurons), shape.num_neurons, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.safetensors")
-        zeros = {
+        zeros: Vectors = {
             layer: {
                 part: torch.zeros(
                     int((own[:, 0] == layer).sum()), shape.config["hidden_size"], dtype=shape.dtype
                 )
-                for part in ("gate_proj", "up_proj", "down_proj")
+                for part in PROJECTIONS
             }
             for layer in own[:, 0].unique().tolist()
         }
@@ -129,7 +129,7 @@ def _measure(shape: Shape, neurons: Tensor, device: torch.device, rounds: int, s
     with tempfile.TemporaryDirectory() as folder:
         path, adapter = Path(folder, "pack.safetensors"), Path(folder, "adapter")
         _random_pack(model, neurons).save(path)
-        add_adapter(twin, _LORA).save_pretrained(adapter)
+        add_adapter(twin, _LORA).save_pretrained(str(adapter))
         adapted = PeftModel.from_pretrained(build_model(shape, device, seed).eval(), adapter, "first")
         merged = PeftModel.from_pretrained(build_model(shape, device, seed).eval(), adapter, "first")
         adapted.load_adapter(str(adapter), "second")

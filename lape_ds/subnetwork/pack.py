@@ -39,7 +39,7 @@ from lape_ds.subnetwork.vectors import NeuronEntries, Vectors
 SCHEMA_VERSION = 1
 KIND = "language pack"
 COMMAND = "lape-ds pack make RUN"
-_PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 
 _Side = Literal["new", "base"]
 
@@ -156,7 +156,7 @@ class Pack:
         ]
 
         def vectors(layer: int, side: _Side) -> dict[Projection, Tensor]:
-            names: dict[Projection, str] = {part: f"layers.{layer}.{part}.{side}" for part in _PROJECTIONS}
+            names: dict[Projection, str] = {part: f"layers.{layer}.{part}.{side}" for part in PROJECTIONS}
             return {part: tensors[name] for part, name in names.items() if name in tensors}
 
         return cls(

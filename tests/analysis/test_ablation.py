@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ TWENTY_FOUR = [
 ]
 
 
-def printed(codes: list[str], **settings: Any) -> list[str]:
+def printed(codes: Sequence[str], **settings: Any) -> list[str]:
     ablation = random_ablation(codes, **settings)
     return list(lines(ablation, Specificity.of(ablation, num_resamples=500)))
 
@@ -77,7 +78,9 @@ def test_scripts_are_named_where_they_must_be() -> None:
 
 
 def panels(figure: Figure) -> list[np.ndarray]:
-    return [np.ma.filled(axes.images[0].get_array(), np.nan) for axes in figure.axes if axes.images]
+    return [
+        np.ma.filled(np.ma.asarray(axes.images[0].get_array()), np.nan) for axes in figure.axes if axes.images
+    ]
 
 
 @pytest.mark.parametrize("number", [6, 18, 24])

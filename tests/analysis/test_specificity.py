@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from lape_ds.analysis.specificity import CONTROLS, Estimate, Specificity, rows_of
+from lape_ds.analysis.specificity import CONTROLS, Estimate, Specificity
 from lape_ds.evaluation.comparing.statistics import resamplings
 from lape_ds.identification.ablation import Ablation
-from lape_ds.identification.ablation_rows import KINDS, Kind
+from lape_ds.identification.ablation_rows import Kind
 from tests.analysis.ablations import made_ablation, random_ablation
 
 CODES = ["mlt_Latn", "afr_Latn", "kat_Geor", "npi_Deva", "cym_Latn"]
@@ -54,8 +54,7 @@ def document_bits(ablation: Ablation, kind: str, row: str, code: str) -> list[fl
         ours = document_bits(ablation, "identified", row, code)
         theirs = document_bits(ablation, kind.removeprefix("over "), row, code)
         return [one - other for one, other in zip(ours, theirs, strict=True)]
-    found = [one for one in KINDS if one == kind]
-    rows = rows_of(ablation, found[0], row)
+    rows = [one for one in ablation.rows if (one.ablated.kind, one.ablated.language) == (kind, row)]
     return [
         sum(float(one.nats[code][i] - ablation.base[code][i]) for one in rows) / len(rows) / math.log(2)
         for i in range(len(ablation.base[code]))

@@ -19,7 +19,8 @@ from lape_ds.evaluation.serving import TasksFailed
 from lape_ds.evaluation.subjects import named_models
 from lape_ds.evaluation.suites import load_suite
 from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
-from lape_ds.subnetwork.pack import Pack, Vectors, neuron_vectors
+from lape_ds.subnetwork.pack import Pack
+from lape_ds.subnetwork.vectors import Vectors, neuron_vectors
 from tests.processes import REPO
 
 RECIPE = """\

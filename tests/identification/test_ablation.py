@@ -267,7 +267,7 @@ def test_a_control_or_a_language_more_costs_only_itself(
     ],
 )
 def test_unlike_settings_are_refused(
-    measured: tuple[Recipe, Ablation], overrides: tuple[str, ...], settings: dict[str, int], message: str
+    measured: tuple[Recipe, Ablation], overrides: tuple[str, ...], settings: dict[str, Any], message: str
 ) -> None:
     folder = measured[0].output_dir
     before = {path: path.read_bytes() for path in (folder / "ablation").rglob("*.safetensors")}
