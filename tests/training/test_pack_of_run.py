@@ -196,11 +196,11 @@ def test_the_command(
     assert "is not a file of language pack" in capsys.readouterr().err
     assert run_main(monkeypatch, "pack", "make", str(runs["full"])) == 2
     assert run_main(monkeypatch, "pack", "make", str(tmp_path)) == 2
-    assert "is not the folder of a training" in capsys.readouterr().err
+    assert "is a folder without recipe.yaml" in capsys.readouterr().err
 
 
 def weight_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors*")}
+    return {path.name: path.read_bytes() for path in folder.glob("model*.safetensors*")}
 
 
 FOLDER_CASES = ["llama-float32", "llama-bfloat16", "opt-float32", "phi3-bfloat16", "mixtral-bfloat16"]
