@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lape_ds.analysis.picture import spread_out
 from lape_ds.analysis.stability_tables import least_stable
@@ -26,7 +26,7 @@ def draw_stability(stability: Stability) -> Figure:
     """Jaccard to the set of the next doubling against tokens, on a logarithmic scale."""
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
     many = len(stability.languages) > _FEW
     drawn = least_stable(stability, _WORST) if many else list(stability.languages)
     if many:
@@ -39,6 +39,7 @@ def draw_stability(stability: Stability) -> Figure:
     _label(axes, drawn, [colours(number) for number in range(len(drawn))])
     axes.set_xlabel("tokens of the language in the larger of the two sets' text")
     axes.set_ylabel("Jaccard similarity of the sets from half and all of it")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: readable_count(tokens)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color="0.92")
@@ -74,14 +75,22 @@ def _label(axes: Axes, drawn: list[LanguageStability], colours: list[tuple[float
     ends = [(xs[-1], ys[-1]) for xs, ys in map(_points, drawn)]
     heights = [float(to_axes.transform(end)[1]) for end in ends]
     places = spread_out(heights, gap=_LABEL_GAP)
+    down = max(0.0, max(places) - 1)  # not above the axes
     for one, end, colour, height in zip(drawn, ends, colours, places, strict=True):
         axes.annotate(
             f"{one.code} {end[1]:.2f}",
             xy=end,
-            xytext=(1.03, height),
+            xytext=(1.05, height - down),
             textcoords="axes fraction",
             va="center",
             fontsize=8,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),  # from the middle of the text's left side
+            },
         )
