@@ -1,5 +1,5 @@
 # make quickstart   the whole way on a tiny model, on real text     make test   its proofs
-# make atlas   the neurons of 138 languages of another tiny model, as a folder that can be published (about ATLASMIN minutes)
+# make atlas   the neurons of 138 languages of another tiny model, as a folder that can be published
 # make test-cluster   two hosts through pdsh and through Slurm, on this machine (root; installs Debian's packages)
 # Each makes .venv first if that is not there or out of date (RECIPE=… make quickstart runs another recipe).
 
