@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from lape_ds.recipe import load_recipe
+from lape_ds.recipe import Recipe, load_recipe
 from tests.cluster.hosts import run_on_hosts
 from tests.cluster.machines import HOSTS, install_programs, slurm_nodes, ssh_hosts
 
@@ -75,5 +76,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 def undisturbed(recipe: Path, pdsh: Mapping[str, str]) -> Path:
     """A run folder: identified and trained on both hosts without an interruption."""
     run_on_hosts("identify", recipe, env=pdsh)
+    assert ranks_that_counted(load_recipe(recipe)) == 2
     run_on_hosts("train", recipe, env=pdsh)
     return load_recipe(recipe).run_dir
+
+
+def ranks_that_counted(recipe: Recipe) -> int:
+    """Of its identification: one rank on each host, which all meet before the first one writes this."""
+    return json.loads((recipe.identify_dir / "run.json").read_text(encoding="utf-8"))["world_size"]

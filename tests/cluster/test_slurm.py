@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lape_ds.recipe import load_recipe
-from tests.cluster.conftest import STEPS
+from tests.cluster.conftest import STEPS, ranks_that_counted
 from tests.cluster.machines import HOSTS, free_ports
 from tests.cluster.watching import same_weights, steps_logged, steps_taken, wait_until
 from tests.processes import REPO
@@ -64,6 +64,7 @@ def test_preempted_twice_and_the_same_weights(
         options=["--wait", "--nodes=2"],
         env=slurm,
     )
+    assert ranks_that_counted(load_recipe(recipe, settings)) == 2
     log = folder / "train.log"
     number = submit(log, str(recipe), *settings, options=["--nodes=2"], env=slurm)
 
