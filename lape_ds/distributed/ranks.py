@@ -32,7 +32,11 @@ _COLLECTIVE_TIMEOUT = timedelta(hours=2)
 _TIME_TO_TELL = timedelta(seconds=30)
 _SECONDS_BETWEEN_LOOKS = 0.1
 
+# What a launcher says of a single rank.
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
 _heartbeat: heartbeat.Heartbeat | None = None
+_names_itself = False  # whether this process, not a launcher, has put these names into its environment
 _meetings = count()
 
 
@@ -96,12 +100,13 @@ def start() -> None:
         UserError: The first rank cannot listen on the port.
     """
     name_accelerator()
+    global _names_itself
     import deepspeed  # seconds, which ranks that do not train have no use for
 
     join()
     if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
+        os.environ.update({**_ALONE, "MASTER_PORT": str(free_port())})
+        _names_itself = True
     take_device()
     # It asks this table for one thing, a shared-memory reduction for CPU ranks, and would compile it here: a C++ compiler, half a
     # minute, and nothing gained at the sizes one trains on a CPU. Left to itself it fills the table by test compilations.
@@ -184,9 +189,13 @@ def share_cores() -> None:
 
 def end() -> None:
     """Leaves the process group; without this, ZeRO-3 aborts at exit."""
-    global _heartbeat
+    global _heartbeat, _names_itself
     if dist.is_initialized():
         dist.destroy_process_group()
+    if _names_itself:  # or a later stage of this process would take itself for a launcher's rank
+        for name in (*_ALONE, "MASTER_PORT"):
+            os.environ.pop(name, None)
+        _names_itself = False
     if _heartbeat is not None:
         _heartbeat.close()
         _heartbeat = None
