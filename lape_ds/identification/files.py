@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lape_ds.errors import UserError
 from lape_ds.identification.units import Text, Unit
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader, coalesced
 from lape_ds.writing import write_json
@@ -66,17 +67,31 @@ class CountFiles:
         """Where a unit's counts wait."""
         return self.folder / "units" / unit.language / f"{unit.start}-{unit.stop}.safetensors"
 
-    def done(self, text: Text) -> Done:
-        """What is counted; only for whom nobody else writes there, for it clears away what a killed run has left.
-
-        Files that were counted of other text or in another way count for nothing: they are replaced.
+    def check(self, text: Text) -> CountsHeader | None:
+        """What the language's file says it holds; None if there is none. Writes nothing.
 
         Raises:
-            UserError: A file cannot be read.
+            UserError: It was counted of other text or in another way, or cannot be read. It is not ours to overwrite.
         """
         path = self.of_language(text.language)
         header = CountsHeader.read(path) if path.exists() else None
-        if header is None or not _fits(header, text) or (self._with_sums and not header.has_sums):
+        if header is not None and (misfit := _misfit(header, text)) is not None:
+            raise UserError(
+                f"{path} holds counts that this recipe does not give: {misfit}; set another output_dir, or delete the file to "
+                f"count {text.language} anew"
+            )
+        return header
+
+    def done(self, text: Text) -> Done:
+        """What is counted; only for whom nobody else writes there, for it clears away what a killed run has left.
+
+        What waits and was counted of other text or in another way goes; a language's file of that kind is refused.
+
+        Raises:
+            UserError: As `check`.
+        """
+        header = self.check(text)
+        if header is None or (self._with_sums and not header.has_sums):
             in_file, with_sums = (), self._with_sums
         else:
             in_file, with_sums = header.parts, header.has_sums
@@ -85,7 +100,7 @@ class CountFiles:
         # The longest first: a file that grew by a unit takes the place of one that is in it.
         for path, header in sorted(self._waiting(text), key=lambda found: -found[1].parts[0].num_tokens):
             if (
-                not _fits(header, text)
+                _misfit(header, text) is not None
                 or header.has_sums != with_sums
                 or _covered(header, [*in_file, *parts])
             ):
@@ -140,11 +155,24 @@ class CountFiles:
         self._round.unlink(missing_ok=True)
 
 
-def _fits(header: CountsHeader, text: Text) -> bool:
-    """Whether a file holds counts of this text, as they are counted now."""
-    return header.settings == text.settings and all(
-        part.stop <= text.num_blocks and part == text.part(part.start, part.stop) for part in header.parts
-    )
+def _misfit(header: CountsHeader, text: Text) -> str | None:
+    """In what a file differs from counts of this text as they are counted now; None if it does not.
+
+    The name of the model may differ: one model may lie in two folders. Its fingerprint tells.
+    """
+    ours, theirs = asdict(text.settings), asdict(header.settings)
+    for name in ours:
+        if name != "model_id" and ours[name] != theirs[name]:
+            return f"{name} is {ours[name]} now, {theirs[name]} there"
+    for part in header.parts:
+        if part.corpus_fingerprint != text.corpus.fingerprint:
+            return (
+                f"the text (corpus) is {text.corpus.fingerprint[:16]} now, {part.corpus_fingerprint[:16]} there: other "
+                "documents, or the same from other files or another commit"
+            )
+        if part.stop > text.num_blocks or part != text.part(part.start, part.stop):
+            return f"identify.tokens_per_language gives {text.num_blocks} blocks now, blocks {part.start}–{part.stop} are there"
+    return None
 
 
 def _covered(header: CountsHeader, parts: list[CountedBlocks]) -> bool:

@@ -113,6 +113,8 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
     with lock:
         check_one_folder(recipe.counting_dir)
         if first:
+            for text in job.texts.values():
+                job.files.check(text)
             with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
                 freeze_recipe(recipe, recipe.counting_dir, sections=COUNT_SECTIONS)
             job.files.clear()
