@@ -147,22 +147,21 @@ def _agree(recipe: Recipe, model_folder: Path, corpora: Mapping[str, PackedCorpu
     seen = {
         "recipe": recipe.model_dump(mode="json"),
         "software": software(),
-        "config": {f"{model_folder}/config.json": _hash_of(model_folder / "config.json")},
+        "config": {"the model's config.json": _hash_of(model_folder / "config.json")},
         "texts": {f"the documents of {code}": corpus.train.fingerprint for code, corpus in corpora.items()},
-        "weights": None if weights is None else {f"the weights in {model_folder}": weights},
+        "weights": None if weights is None else {"the model's weights": weights},
+        "folder": str(model_folder),  # where a host's own disk holds it: may differ
     }
     reports = list(zip(hosts, ranks.meet(seen), strict=True))
     check_same([(host, found["software"]) for host, found in reports], SAME_SOFTWARE)
     check_same_recipe([(host, found["recipe"]) for host, found in reports])
-    check_same([(host, found["config"]) for host, found in reports], "copy the first host's model to all")
+    copy = f"copy {reports[0][1]['folder']} of {hosts[0]} to all, or share it"
+    check_same([(host, found["config"]) for host, found in reports], copy)
     check_same(
         [(host, found["texts"]) for host, found in reports],
         "share corpus.cache_dir between the hosts, or copy the first host's",
     )
-    check_same(
-        [(host, found["weights"]) for host, found in reports],
-        "copy the first host's model to all, or share it",
-    )
+    check_same([(host, found["weights"]) for host, found in reports], copy)
     (first,) = reports[0][1]["weights"].values()
     return first
 

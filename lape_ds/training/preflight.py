@@ -32,6 +32,7 @@ from lape_ds.training.plan.fits import check_memory
 from lape_ds.writing import check_writable, told_if_unwritable
 
 _SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
+_WEIGHTS = "the model's weights"
 _MORE_CHECKPOINTS = 2  # best, and the one that is being written
 
 
@@ -135,12 +136,9 @@ def _check_files(recipe: Recipe, folder: Path) -> str:
     listed = gather(together(lambda: _listing(folder) if looks else None))
     reads = rank() == 0 or (looks and listed[rank()] != listed[0])
     found = together(lambda: _contents(recipe, folder, weights=reads) if looks else None)
-    _check_same(found, "copy the first host's to all, or share one")
-    return by_first(lambda: (found or {})[_weights_of(folder)])
-
-
-def _weights_of(folder: Path) -> str:
-    return f"the weights in {folder}"
+    first = by_first(lambda: f"{folder} of {socket.gethostname()}")
+    _check_same(found, f"copy the first host's to all, or share one (the model: {first})")
+    return by_first(lambda: (found or {})[_WEIGHTS])
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int, int]]:
@@ -151,7 +149,9 @@ def _listing(folder: Path) -> list[tuple[str, int, int, int]]:
 
 def _contents(recipe: Recipe, folder: Path, *, weights: bool) -> dict[str, str]:
     """What the files say that training reads, by a name for each."""
-    files = {f"{folder}/config.json": folder / "config.json"}
+    files = {
+        "the model's config.json": folder / "config.json"
+    }  # hosts may hold the model under paths of their own
     if recipe.needs_neurons:
         path = recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
         files[f"the neurons in {path}"] = path
@@ -161,7 +161,7 @@ def _contents(recipe: Recipe, folder: Path, *, weights: bool) -> dict[str, str]:
             f"the counts of {code}": counts / f"{code}.safetensors" for code in recipe.trained_languages
         }
     found = {name: _hash_of(path) for name, path in files.items()}
-    return found | ({_weights_of(folder): fingerprint(folder)} if weights else {})
+    return found | ({_WEIGHTS: fingerprint(folder)} if weights else {})
 
 
 def _hash_of(path: Path) -> str:

@@ -42,7 +42,8 @@ def test_another_model_on_one_host(tiny_recipe: Path, tmp_path: Path) -> None:
     with job_of(tiny_recipe, tmp_path / "job") as job:
         job.prefixes[1] = own_mounts(f"mount --bind {copy} {base}")
         reason = job.start().ends_with(2, 2)
-    assert reason.startswith(f"error: the weights in {base}: ")
+    assert reason.startswith("error: the model's weights: ")
+    assert f"(the model: {base} of " in reason
     assert " on rank 1 on " in reason
 
 
