@@ -8,6 +8,7 @@ moment, also between the two, leaves nothing to be counted or added twice.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from lape_ds.errors import UserError
 from lape_ds.identification.units import Text, Unit
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader, coalesced
 from lape_ds.writing import write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,14 @@ class CountFiles:
         return Done(in_file, tuple(waiting), tuple(parts), with_sums)
 
     def _waiting(self, text: Text) -> list[tuple[Path, CountsHeader]]:
-        paths = (self.folder / "units" / text.language).glob("*.safetensors")
-        return [(path, CountsHeader.read(path)) for path in paths]
+        found: list[tuple[Path, CountsHeader]] = []
+        for path in (self.folder / "units" / text.language).glob("*.safetensors"):
+            try:
+                found.append((path, CountsHeader.read(path)))
+            except UserError as error:  # counted again at the cost of a unit; only what is in counts/ is the user's to delete
+                logger.warning("%s; the unit is counted again", error)
+                path.unlink(missing_ok=True)
+        return found
 
     def merge(self, text: Text) -> None:
         """Adds what waits to the language's file; no other process may do that, or count this language, meanwhile.
