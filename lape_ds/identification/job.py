@@ -32,7 +32,7 @@ from lape_ds.writing import told_if_unwritable
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
 # anew from the counts that are there.
-COUNT_SECTIONS = (
+_COUNT_SECTIONS = (
     "model",
     "corpus",
     *(f"identify.{key}" for key in ("context_length", "tokens_per_language", "reset_positions", "dtype")),
@@ -87,7 +87,7 @@ def prepare_job(recipe: Recipe) -> Job:
         check_can_reset_positions(skeleton)
     context_length = _context_length(recipe, skeleton.config)
     tokenizer = load_tokenizer(model_folder)
-    check_frozen(recipe, recipe.counting_dir, sections=COUNT_SECTIONS)
+    check_frozen(recipe, recipe.counting_dir, sections=count_sections(recipe))
     codes, budget = recipe.languages.identify, recipe.identify.tokens_per_language
     corpora = prepare_corpora(
         recipe,
@@ -113,6 +113,11 @@ def prepare_job(recipe: Recipe) -> Job:
         for code, corpus in corpora.items()
     }
     return Job(recipe, model_folder, skeleton, texts, files)
+
+
+def count_sections(recipe: Recipe) -> tuple[str, ...]:
+    """Keys of the recipe on which the content of its folder of counts depends: of a part, also how the text is cut into units."""
+    return _COUNT_SECTIONS if recipe.identify.part is None else (*_COUNT_SECTIONS, "identify.shard_tokens")
 
 
 def _torch_dtype(recipe: Recipe) -> Any:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lape_ds.distributed import ranks
 from lape_ds.distributed.run_lock import take_lock
-from lape_ds.identification.job import COUNT_SECTIONS, Job, check_one_folder, prepare_job
+from lape_ds.identification.job import Job, check_one_folder, count_sections, prepare_job
 from lape_ds.identification.rounds import Plan, next_plan
 from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
@@ -99,7 +99,7 @@ def count_part(recipe: Recipe) -> None:
             print(f"part {recipe.identify.part}: {used:,} tokens counted in {job.files.folder / 'counts'}")
             print(f"when all parts are: lape-ds neurons merge {counts} {merged}")
             print(
-                f"then: lape-ds neurons select RECIPE {merged} {recipe.identify_dir / 'neurons.safetensors'}"
+                "then: lape-ds identify RECIPE (without identify.part), which counts what is missing and selects"
             )
         ranks.meet()
 
@@ -116,7 +116,7 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
             for text in job.texts.values():
                 job.files.check(text)
             with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
-                freeze_recipe(recipe, recipe.counting_dir, sections=COUNT_SECTIONS)
+                freeze_recipe(recipe, recipe.counting_dir, sections=count_sections(recipe))
             job.files.clear()
         counter = Counter(job)
         while plan := _agreed_plan(job):

@@ -11,7 +11,7 @@ import torch
 
 from lape_ds.errors import UserError
 from lape_ds.identification import share
-from lape_ds.identification.stage import identify
+from lape_ds.identification.stage import count_part, identify
 from lape_ds.identification.units import Unit
 from lape_ds.model.loading import fingerprint
 from lape_ds.model.shape import model_shape
@@ -171,6 +171,15 @@ def test_folder_of_another_recipe_is_refused(
     with pytest.raises(UserError, match=f"another recipe: {message}"):
         identify(make_recipe(tmp_path, model_folder, **changes))
     assert files(recipe.identify_dir) == before
+
+
+def test_a_part_is_of_one_division(tmp_path: Path, model_folder: Path) -> None:
+    """Other units would make it another part; the whole does not depend on them."""
+    settings = {"part": "0/2"}
+    count_part(make_recipe(tmp_path, model_folder, identify=settings))
+    other = {"shard_tokens": 256}
+    with pytest.raises(UserError, match=r"identify.shard_tokens is 256 now"):
+        count_part(make_recipe(tmp_path, model_folder, identify=settings | other))
 
 
 @pytest.mark.parametrize(
