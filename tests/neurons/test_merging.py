@@ -62,6 +62,30 @@ def test_folders_add_up_by_language(tmp_path: Path) -> None:
     assert torch.equal(Counts.load(tmp_path / "out" / "mlt_Latn.safetensors").active, expected)
 
 
+def test_what_is_unsure_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A gap between the parts; two corpora, which may be one whose files were copied. What follows on is told nothing of."""
+    a, b = (of_part("mlt_Latn", part) for part in (0, 2))
+    copied = replace(of_part("mlt_Latn", 3), parts=(CountedBlocks("d", 0, 5, 60),))
+    following = replace(of_part("mlt_Latn", 1), parts=(CountedBlocks("c", 5, 10, 60),))
+    paths = [write(tmp_path / str(n), one) for n, one in enumerate((a, b, copied, following))]
+    merge_counts([paths[0], paths[3]], tmp_path / "whole")
+    assert caplog.messages == []
+    merge_counts(paths[:2], tmp_path / "gap")
+    assert [line[:30] for line in caplog.messages] == ["mlt_Latn lacks blocks 5–20 of "]
+    caplog.clear()
+    merge_counts([paths[0], paths[2]], tmp_path / "two")
+    assert [line[:43] for line in caplog.messages] == ["mlt_Latn is counted of 2 corpora (c, d): te"]
+
+
+def test_one_text_counted_from_two_copies_is_refused(tmp_path: Path) -> None:
+    """Its corpus fingerprint differs, since a copy's time of change does; the counts are the same."""
+    first = of_part("mlt_Latn", 0)
+    second = replace(first, parts=(CountedBlocks("d", 0, 5, 60),))
+    with pytest.raises(UserError, match=r"a/mlt_Latn.* and .*b/mlt_Latn.* very same counts"):
+        merge_counts([write(tmp_path / "a", first), write(tmp_path / "b", second)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unlike_settings_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
