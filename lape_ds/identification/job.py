@@ -108,6 +108,7 @@ def prepare_job(recipe: Recipe) -> Job:
                 context_length,
                 recipe.counting_dtype,
                 recipe.identify.reset_positions,
+                recipe.model.attn_implementation,
             ),
         )
         for code, corpus in corpora.items()

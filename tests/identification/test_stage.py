@@ -176,10 +176,14 @@ def test_folder_of_another_recipe_is_refused(
 def test_a_part_is_of_one_division(tmp_path: Path, model_folder: Path) -> None:
     """Other units would make it another part; the whole does not depend on them."""
     settings = {"part": "0/2"}
-    count_part(make_recipe(tmp_path, model_folder, identify=settings))
+    eager = {"attn_implementation": "eager"}
+    recipe = make_recipe(tmp_path, model_folder, identify=settings, model=eager)
+    count_part(recipe)
+    counts = Counts.load(recipe.counting_dir / "counts" / f"{CODES[0]}.safetensors")
+    assert counts.settings.attn_implementation == "eager"
     other = {"shard_tokens": 256}
     with pytest.raises(UserError, match=r"identify.shard_tokens is 256 now"):
-        count_part(make_recipe(tmp_path, model_folder, identify=settings | other))
+        count_part(make_recipe(tmp_path, model_folder, identify=settings | other, model=eager))
 
 
 @pytest.mark.parametrize(

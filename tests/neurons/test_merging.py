@@ -93,9 +93,11 @@ def test_unlike_settings_are_one_line(
     a = write(tmp_path / "a", of_part("mlt_Latn", 0))
     b = write(tmp_path / "b", of_part("mlt_Latn", 1, context_length=64))
     c = write(tmp_path / "c", of_part("kat_Geor", 1, dtype="bfloat16"))
+    d = write(tmp_path / "d", of_part("mlt_Latn", 1, attn_implementation="flash_attention_2"))
     for other, message in (
         (b, r"b/mlt_Latn.safetensors: counts differ in context_length (12 and 64)"),
         (c, "counts of mlt_Latn and kat_Geor differ in dtype (float32 and bfloat16)"),
+        (d, "counts differ in attn_implementation (sdpa and flash_attention_2)"),
     ):
         monkeypatch.setattr(
             "sys.argv", ["lape-ds", "neurons", "merge", str(a), str(other), str(tmp_path / "out")]
@@ -106,7 +108,7 @@ def test_unlike_settings_are_one_line(
         assert caught.value.code == 2
         assert message in told
         assert told.count("\n") == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
 
 
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
