@@ -60,7 +60,9 @@ class CountFiles:
             with_sums: Whether sums of activations are needed.
         """
         self.folder, self._with_sums = folder, with_sums
-        self._round = folder / "units" / "round.json"
+        self._round = (
+            folder / ".round.json"
+        )  # hidden: alone it is no output that binds the folder to a recipe
 
     def of_language(self, language: str) -> Path:
         """The language's file."""
@@ -69,6 +71,12 @@ class CountFiles:
     def of_unit(self, unit: Unit) -> Path:
         """Where a unit's counts wait."""
         return self.folder / "units" / unit.language / f"{unit.start}-{unit.stop}.safetensors"
+
+    def holds_counts(self) -> bool:
+        """Whether anything is counted, of whatever recipe."""
+        return any(
+            any(self.folder.glob(pattern)) for pattern in ("counts/*.safetensors", "units/*/*.safetensors")
+        )
 
     def check(self, text: Text) -> CountsHeader | None:
         """What the language's file says it holds; None if there is none. Writes nothing.
@@ -143,7 +151,7 @@ class CountFiles:
 
     def clear(self) -> None:
         """Takes away what nobody needs: half-written files of killed processes, emptied folders."""
-        for pattern in ("counts/.*.tmp", "units/*/.*.tmp", "units/.*.tmp"):
+        for pattern in ("counts/.*.tmp", "units/*/.*.tmp", ".*round.json*.tmp"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         units = self.folder / "units"

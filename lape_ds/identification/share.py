@@ -147,7 +147,8 @@ class Counter:
     def _out_of_memory(self, error: BaseException) -> UserError:
         section = self._section
         ways = [f"identify.batch_size below {section.batch_size}"] if section.batch_size > 1 else []
-        ways += ["identify.context_length shorter"]
+        elsewhere = " (with another output_dir)" if self._job.files.holds_counts() else ""
+        ways += [f"identify.context_length shorter{elsewhere}"]
         if section.zero_stage == 0:
             ways += ["identify.zero_stage=3, which divides the model over the ranks"]
         elif self._job.recipe.deepspeed.offload_parameters == "none":

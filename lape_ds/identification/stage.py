@@ -115,6 +115,10 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
         if first:
             for text in job.texts.values():
                 job.files.check(text)
+            if (
+                not job.files.holds_counts()
+            ):  # a round that counted nothing, maybe in blocks of another length
+                job.files.end_round()
             with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
                 freeze_recipe(recipe, recipe.counting_dir, sections=count_sections(recipe))
             job.files.clear()
