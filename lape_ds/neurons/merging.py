@@ -106,7 +106,7 @@ def _merge_files(paths: Sequence[Path]) -> Counts:
 def _content(counts: Counts) -> bytes:
     """Of counts of one text the same, under whatever corpus fingerprint: that of files changes when they are copied."""
     digest = hashlib.sha256(counts.tokens.numpy().tobytes())
-    digest.update(counts.active.contiguous().numpy())
+    digest.update(counts.active.numpy().tobytes())
     return digest.digest()
 
 
