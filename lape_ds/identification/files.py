@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader, coalesce
 from lape_ds.writing import write_json
 
 logger = logging.getLogger(__name__)
+
+Written = tuple[str, int]  # a file's name in the folder, and how many tokens are counted in it
+_SECONDS_TO_SEE = 90.0  # NFS asks for a folder anew after 30 to 60 s (acdirmin, acdirmax)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class CountFiles:
                 or header.has_sums != with_sums
                 or _covered(header, [*in_file, *parts])
             ):
-                path.unlink()
+                path.unlink(missing_ok=True)
             else:
                 waiting.append(path)
                 parts += header.parts
@@ -126,7 +130,11 @@ class CountFiles:
         for path in (self.folder / "units" / text.language).glob("*.safetensors"):
             try:
                 found.append((path, CountsHeader.read(path)))
+            except FileNotFoundError:  # as below
+                continue
             except UserError as error:  # counted again at the cost of a unit; only what is in counts/ is the user's to delete
+                if not path.exists():  # another host has merged it, and its folder's listing was an older one
+                    continue
                 logger.warning("%s; the unit is counted again", error)
                 path.unlink(missing_ok=True)
         return found
@@ -148,6 +156,27 @@ class CountFiles:
         counts.save(path)
         for waiting in done.waiting:  # killed before this, the next `done` finds them covered
             waiting.unlink()
+
+    def written(self, path: Path) -> Written:
+        """What a rank that has written a file tells the first one of it."""
+        return str(path.relative_to(self.folder)), _num_tokens(path)
+
+    def see(self, written: Sequence[Written], host: str) -> None:
+        """Waits until what a rank on this host has written is seen here: network file systems show it up to a minute later.
+
+        Raises:
+            UserError: It is not seen; or what is seen is damaged.
+        """
+        until = time.monotonic() + _SECONDS_TO_SEE
+        for name, num_tokens in written:
+            path = self.folder / name
+            while not path.exists() or _num_tokens(path) < num_tokens:  # or what was there before
+                if time.monotonic() >= until:
+                    raise UserError(
+                        f"{path}, which {host} has written, is not seen by rank 0 after {_SECONDS_TO_SEE:g} s; is the file "
+                        "system that holds output_dir in order? what is counted is kept, the same command goes on"
+                    )
+                time.sleep(0.1)
 
     def clear(self) -> None:
         """Takes away what nobody needs: half-written files of killed processes, emptied folders."""
@@ -190,6 +219,10 @@ def _misfit(header: CountsHeader, text: Text) -> str | None:
         if part.stop > text.num_blocks or part != text.part(part.start, part.stop):
             return f"identify.tokens_per_language gives {text.num_blocks} blocks now, blocks {part.start}–{part.stop} are there"
     return None
+
+
+def _num_tokens(path: Path) -> int:
+    return sum(part.num_tokens for part in CountsHeader.read(path).parts)
 
 
 def _covered(header: CountsHeader, parts: list[CountedBlocks]) -> bool:

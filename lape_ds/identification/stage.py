@@ -6,6 +6,7 @@ further language costs only its own counting, and other knobs of the selection c
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -41,12 +42,16 @@ class Tokens:
 
 
 def identify(recipe: Recipe) -> NeuronSet:
+    """What `write_neurons` writes; errors are its own."""
+    write_neurons(recipe)
+    return NeuronSet.load(recipe.identify_dir / "neurons.safetensors")
+
+
+def write_neurons(recipe: Recipe) -> None:
     """Counts every language of `languages.identify`, selects the neurons, writes and prints them.
 
-    In one process, or on every rank of a job that has joined (ranks.py), on its GPU if there is one.
-
-    Returns:
-        The neuron set, also written to `recipe.identify_dir / "neurons.safetensors"`.
+    In one process, or on every rank of a job that has joined (ranks.py), on its GPU if there is one. The neuron set is in
+    `recipe.identify_dir / "neurons.safetensors"`, which other hosts may see a minute later.
 
     Raises:
         UserError: The model or its context cannot be used, text is missing, the folder is of another recipe, or another job
@@ -65,7 +70,6 @@ def identify(recipe: Recipe) -> NeuronSet:
                 _write_run(job, tokens)
             Console().print(_table(neuron_set, tokens, job))
         ranks.meet()  # Slurm ends a step soon after its first rank has left
-    return neuron_set if ranks.rank() == 0 else NeuronSet.load(path)
 
 
 def _select(job: Job) -> tuple[NeuronSet, Stability | None]:
@@ -124,8 +128,10 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
             job.files.clear()
         counter = Counter(job)
         while plan := _agreed_plan(job):
-            counter.count(plan)
-            ranks.meet()
+            reports = ranks.meet([socket.gethostname(), counter.count(plan)])
+            if first:
+                for number, (host, written) in enumerate(reports):
+                    job.files.see(written, f"rank {number} on {host}")
         if first:
             job.files.clear()
         yield job
