@@ -180,7 +180,7 @@ class CountFiles:
 
     def clear(self) -> None:
         """Takes away what nobody needs: half-written files of killed processes, emptied folders."""
-        for pattern in ("counts/.*.tmp", "units/*/.*.tmp", ".*round.json*.tmp"):
+        for pattern in ("counts/.*.tmp", "units/*/.*.tmp", ".*round.json*.tmp", ".rank-*-*"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         units = self.folder / "units"

@@ -6,9 +6,7 @@ Between the recipe and the counting.
 from __future__ import annotations
 
 import hashlib
-import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,6 @@ from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.counting import check_can_reset_positions
 from lape_ds.neurons.counts import Counts, CountSettings
 from lape_ds.recipe import Recipe, check_frozen
-from lape_ds.writing import told_if_unwritable
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
 # anew from the counts that are there.
@@ -37,7 +34,6 @@ _COUNT_SECTIONS = (
     "corpus",
     *(f"identify.{key}" for key in ("context_length", "tokens_per_language", "reset_positions", "dtype")),
 )
-_SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
 
 
 @dataclass(frozen=True)
@@ -174,37 +170,3 @@ def _agree(recipe: Recipe, model_folder: Path, corpora: Mapping[str, PackedCorpu
 
 def _hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def check_one_folder(folder: Path) -> None:
-    """Makes sure that the first rank sees what the others write: their counts would be missed. All ranks must enter it.
-
-    Raises:
-        UserError: The folder cannot be written, or lies on a host's own disk.
-    """
-    if ranks.world_size() == 1:
-        return
-    token = ranks.meet(secrets.token_hex(8))[0]
-    own = folder / f".rank-{ranks.rank()}-{token}"
-    with told_if_unwritable(f"to {folder}", kept="earlier counts"):
-        folder.mkdir(parents=True, exist_ok=True)
-        own.touch()
-    try:
-        hosts = ranks.meet(socket.gethostname())
-        if ranks.rank() == 0:
-            for number, host in enumerate(hosts):
-                _see(folder / f".rank-{number}-{token}", f"rank {number} on {host}", hosts[0])
-        ranks.meet()
-    finally:
-        own.unlink()
-
-
-def _see(path: Path, whose: str, first_host: str) -> None:
-    until = time.monotonic() + _SECONDS_TO_SEE
-    while not path.exists():
-        if time.monotonic() >= until:
-            raise UserError(
-                f"{path.parent} is not one folder: what {whose} writes there is not seen by rank 0 on {first_host}, which adds "
-                "the counts of all; set output_dir to a file system that all nodes share"
-            )
-        time.sleep(0.1)

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lape_ds.distributed import ranks
+from lape_ds.distributed.agreement import check_one_folder
 from lape_ds.distributed.run_lock import take_lock
-from lape_ds.identification.job import Job, check_one_folder, count_sections, prepare_job
+from lape_ds.identification.job import Job, count_sections, prepare_job
 from lape_ds.identification.rounds import Plan, next_plan
 from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
@@ -115,7 +116,9 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
     first = ranks.rank() == 0
     lock = take_lock(recipe.counting_dir, instead="set another output_dir") if first else nullcontext()
     with lock:
-        check_one_folder(recipe.counting_dir)
+        with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
+            recipe.counting_dir.mkdir(parents=True, exist_ok=True)
+        check_one_folder(recipe.counting_dir, "the first rank adds the counts of all")
         if first:
             for text in job.texts.values():
                 job.files.check(text)

@@ -63,9 +63,8 @@ def test_a_run_folder_on_a_local_disk(tiny_recipe: Path, tmp_path: Path) -> None
     with job_of(tiny_recipe, tmp_path / "job") as job:
         job.prefixes[1] = own_mounts(f"mount -t tmpfs none {out}")
         reason = job.start().ends_with(2, 2)
-    assert reason.startswith("error: rank 1 on ")
-    assert f"{out} is not the folder that rank 0" in reason
-    assert "set output_dir to a shared file system" in reason
+    assert reason.startswith(f"error: {out} is not one folder: what rank 1 on ")
+    assert "set output_dir to a file system that all nodes share" in reason
     assert not list(out.iterdir())
 
 
