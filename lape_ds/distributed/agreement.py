@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import secrets
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,11 +18,14 @@ from typing import Any
 import torch
 
 import lape_ds
+from lape_ds.distributed import ranks
 from lape_ds.distributed.heartbeat_hub import name_ranks
 from lape_ds.errors import UserError
 from lape_ds.recipe import first_difference
+from lape_ds.writing import told_if_unwritable
 
 SAME_SOFTWARE = "install the same on every host, e.g. from requirements.lock"
+_SECONDS_TO_SEE = 5.0  # a file with a name that nobody has asked for yet; network file systems may be late
 
 
 def software() -> dict[str, str]:
@@ -75,3 +81,42 @@ def check_same_recipe(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
                 f"the recipe's {key.removeprefix('.')}: {there} on {name_ranks([number], hosts)}, {first} on rank 0 on "
                 f"{hosts[0]}; give all ranks the same recipe and the same key=value"
             )
+
+
+def check_one_folder(folder: Path, why: str) -> None:
+    """Makes sure that the first rank sees what the others write to a folder. All ranks that have joined must enter it.
+
+    Args:
+        folder: Must be there; a host that has none does not share it.
+        why: What goes wrong otherwise, e.g. "checkpoints are written by all ranks into one folder".
+
+    Raises:
+        UserError: The folder cannot be written, or lies on a host's own disk; on all ranks alike.
+    """
+    if ranks.world_size() == 1:
+        return
+    token = ranks.meet(secrets.token_hex(8))[0]
+    own = folder / f".rank-{ranks.rank()}-{token}"
+    try:
+        if folder.is_dir():
+            with told_if_unwritable(f"to {folder}"):
+                own.write_bytes(b"lape-ds\n")
+        hosts = ranks.meet(socket.gethostname())
+        names = [folder / f".rank-{number}-{token}" for number in range(len(hosts))]
+        unseen = ranks.meet(_unseen(names) if ranks.rank() == 0 else None)[0]
+    finally:
+        own.unlink(missing_ok=True)
+    if unseen:
+        raise UserError(
+            f"{folder} is not one folder: what {name_ranks(unseen, hosts)} writes there is not seen by rank 0 on {hosts[0]}, and "
+            f"{why}; set output_dir to a file system that all nodes share"
+        )
+
+
+def _unseen(paths: Sequence[Path]) -> list[int]:
+    until = time.monotonic() + _SECONDS_TO_SEE
+    while (missing := [number for number, path in enumerate(paths) if not path.exists()]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(0.1)
+    return missing

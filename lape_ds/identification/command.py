@@ -34,12 +34,12 @@ def run_identification(recipe_path: str, overrides: Sequence[str]) -> int:
 def _work(recipe: Recipe | None) -> int:
     assert recipe is not None
     from lape_ds.distributed import ranks
-    from lape_ds.identification.stage import count_part, identify
+    from lape_ds.identification.stage import count_part, write_neurons
 
     if recipe.identify.part is not None:
         count_part(recipe)
     else:
-        identify(recipe)
+        write_neurons(recipe)
         if ranks.rank() == 0:
             print(f"written to {recipe.identify_dir / 'neurons.safetensors'}")
     ranks.end()

@@ -6,9 +6,7 @@ Between the recipe and the counting.
 from __future__ import annotations
 
 import hashlib
-import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +26,14 @@ from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.counting import check_can_reset_positions
 from lape_ds.neurons.counts import Counts, CountSettings
 from lape_ds.recipe import Recipe, check_frozen
-from lape_ds.writing import told_if_unwritable
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
 # anew from the counts that are there.
-COUNT_SECTIONS = (
+_COUNT_SECTIONS = (
     "model",
     "corpus",
     *(f"identify.{key}" for key in ("context_length", "tokens_per_language", "reset_positions", "dtype")),
 )
-_SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def prepare_job(recipe: Recipe) -> Job:
         check_can_reset_positions(skeleton)
     context_length = _context_length(recipe, skeleton.config)
     tokenizer = load_tokenizer(model_folder)
-    check_frozen(recipe, recipe.counting_dir, sections=COUNT_SECTIONS)
+    check_frozen(recipe, recipe.counting_dir, sections=count_sections(recipe))
     codes, budget = recipe.languages.identify, recipe.identify.tokens_per_language
     corpora = prepare_corpora(
         recipe,
@@ -108,11 +104,17 @@ def prepare_job(recipe: Recipe) -> Job:
                 context_length,
                 recipe.counting_dtype,
                 recipe.identify.reset_positions,
+                recipe.model.attn_implementation,
             ),
         )
         for code, corpus in corpora.items()
     }
     return Job(recipe, model_folder, skeleton, texts, files)
+
+
+def count_sections(recipe: Recipe) -> tuple[str, ...]:
+    """Keys of the recipe on which the content of its folder of counts depends: of a part, also how the text is cut into units."""
+    return _COUNT_SECTIONS if recipe.identify.part is None else (*_COUNT_SECTIONS, "identify.shard_tokens")
 
 
 def _torch_dtype(recipe: Recipe) -> Any:
@@ -147,59 +149,24 @@ def _agree(recipe: Recipe, model_folder: Path, corpora: Mapping[str, PackedCorpu
     seen = {
         "recipe": recipe.model_dump(mode="json"),
         "software": software(),
-        "config": {f"{model_folder}/config.json": _hash_of(model_folder / "config.json")},
+        "config": {"the model's config.json": _hash_of(model_folder / "config.json")},
         "texts": {f"the documents of {code}": corpus.train.fingerprint for code, corpus in corpora.items()},
-        "weights": None if weights is None else {f"the weights in {model_folder}": weights},
+        "weights": None if weights is None else {"the model's weights": weights},
+        "folder": str(model_folder),  # where a host's own disk holds it: may differ
     }
     reports = list(zip(hosts, ranks.meet(seen), strict=True))
     check_same([(host, found["software"]) for host, found in reports], SAME_SOFTWARE)
     check_same_recipe([(host, found["recipe"]) for host, found in reports])
-    check_same([(host, found["config"]) for host, found in reports], "copy the first host's model to all")
+    copy = f"copy {reports[0][1]['folder']} of {hosts[0]} to all, or share it"
+    check_same([(host, found["config"]) for host, found in reports], copy)
     check_same(
         [(host, found["texts"]) for host, found in reports],
         "share corpus.cache_dir between the hosts, or copy the first host's",
     )
-    check_same(
-        [(host, found["weights"]) for host, found in reports],
-        "copy the first host's model to all, or share it",
-    )
+    check_same([(host, found["weights"]) for host, found in reports], copy)
     (first,) = reports[0][1]["weights"].values()
     return first
 
 
 def _hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def check_one_folder(folder: Path) -> None:
-    """Makes sure that the first rank sees what the others write: their counts would be missed. All ranks must enter it.
-
-    Raises:
-        UserError: The folder cannot be written, or lies on a host's own disk.
-    """
-    if ranks.world_size() == 1:
-        return
-    token = ranks.meet(secrets.token_hex(8))[0]
-    own = folder / f".rank-{ranks.rank()}-{token}"
-    with told_if_unwritable(f"to {folder}", kept="earlier counts"):
-        folder.mkdir(parents=True, exist_ok=True)
-        own.touch()
-    try:
-        hosts = ranks.meet(socket.gethostname())
-        if ranks.rank() == 0:
-            for number, host in enumerate(hosts):
-                _see(folder / f".rank-{number}-{token}", f"rank {number} on {host}", hosts[0])
-        ranks.meet()
-    finally:
-        own.unlink()
-
-
-def _see(path: Path, whose: str, first_host: str) -> None:
-    until = time.monotonic() + _SECONDS_TO_SEE
-    while not path.exists():
-        if time.monotonic() >= until:
-            raise UserError(
-                f"{path.parent} is not one folder: what {whose} writes there is not seen by rank 0 on {first_host}, which adds "
-                "the counts of all; set output_dir to a file system that all nodes share"
-            )
-        time.sleep(0.1)

@@ -102,8 +102,7 @@ def _next_ends(job: Job) -> dict[str, int]:
         section = job.recipe.identify
         agreement = half_agreement(section, job.counts)
         for language in list(following):
-            found = agreement[language]
-            if found.num_neurons and found.jaccard >= section.stable_at:
+            if agreement[language].is_stable(section.stable_at):
                 del following[language]
     else:  # a language without counts has nothing to be compared by
         following = {language: found for language, found in following.items() if not counted[language]}

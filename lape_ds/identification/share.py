@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lape_ds.corpora.streams import Block
 from lape_ds.distributed import ranks
 from lape_ds.errors import UserError, first_line
+from lape_ds.identification.files import Written
 from lape_ds.identification.job import Job
 from lape_ds.identification.rounds import Plan
 from lape_ds.identification.units import Unit
@@ -39,26 +40,31 @@ class Counter:
         self._job = job
         self._section = job.recipe.identify
 
-    def count(self, plan: Plan) -> None:
+    def count(self, plan: Plan) -> list[Written]:
         """Counts this rank's units into their files, and adds up those of languages that are this rank's alone.
 
         Under ZeRO-3 all ranks must enter it.
+
+        Returns:
+            The files that it leaves.
 
         Raises:
             UserError: The model computes NaN, or memory ran out.
         """
         units = plan.shares[ranks.rank()]
         try:
-            self._count(units, plan)
+            written = self._count(units, plan)
             self._keep_step(units, plan)
+            return written
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise self._out_of_memory(error) from error
 
-    def _count(self, units: Sequence[Unit], plan: Plan) -> None:
+    def _count(self, units: Sequence[Unit], plan: Plan) -> list[Written]:
         """Neighbours of a language go into one file, which is written anew every few seconds."""
         files, run = self._job.files, _Run(self._job)
+        written: list[Written] = []
         total = sum(unit.num_blocks for unit in units)
         named = "Counting" if ranks.world_size() == 1 else f"Counting, rank 0 of {ranks.world_size()}"
         with Progress(named, total=total, unit="blocks") as bar:
@@ -66,10 +72,13 @@ class Counter:
                 run.add(unit, self._count_unit(unit, bar, with_sums=unit.language in plan.with_sums))
                 following = units[number + 1] if number + 1 < len(units) else None
                 if following is None or (following.language, following.start) != (unit.language, unit.stop):
-                    run.end()
-                ends = following is None or following.language != unit.language
-                if ends and plan.owner(unit.language) == ranks.rank():
-                    files.merge(self._job.texts[unit.language])
+                    path = run.end()
+                    if plan.owner(unit.language) != ranks.rank():
+                        written.append(files.written(path))
+                    elif following is None or following.language != unit.language:
+                        files.merge(self._job.texts[unit.language])
+                        written.append(files.written(files.of_language(unit.language)))
+        return written
 
     def _count_unit(self, unit: Unit, bar: Progress, *, with_sums: bool) -> Counts:
         text = self._job.texts[unit.language]
@@ -147,7 +156,8 @@ class Counter:
     def _out_of_memory(self, error: BaseException) -> UserError:
         section = self._section
         ways = [f"identify.batch_size below {section.batch_size}"] if section.batch_size > 1 else []
-        ways += ["identify.context_length shorter"]
+        elsewhere = " (with another output_dir)" if self._job.files.holds_counts() else ""
+        ways += [f"identify.context_length shorter{elsewhere}"]
         if section.zero_stage == 0:
             ways += ["identify.zero_stage=3, which divides the model over the ranks"]
         elif self._job.recipe.deepspeed.offload_parameters == "none":
@@ -177,10 +187,12 @@ class _Run:
         if time.monotonic() - self._wrote_at >= SECONDS_BETWEEN_WRITES:
             self._write()
 
-    def end(self) -> None:
-        """The next unit is no neighbour."""
+    def end(self) -> Path:
+        """The next unit is no neighbour; gives the file."""
         self._write()
-        self._counts = self._unit = self._written = None
+        assert self._written is not None
+        path, self._counts, self._unit, self._written = self._written, None, None, None
+        return path
 
     def _write(self) -> None:
         assert self._counts is not None

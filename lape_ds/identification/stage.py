@@ -6,6 +6,7 @@ further language costs only its own counting, and other knobs of the selection c
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lape_ds.distributed import ranks
+from lape_ds.distributed.agreement import check_one_folder
 from lape_ds.distributed.run_lock import take_lock
-from lape_ds.identification.job import COUNT_SECTIONS, Job, check_one_folder, prepare_job
+from lape_ds.identification.job import Job, count_sections, prepare_job
 from lape_ds.identification.rounds import Plan, next_plan
 from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
@@ -41,12 +43,16 @@ class Tokens:
 
 
 def identify(recipe: Recipe) -> NeuronSet:
+    """What `write_neurons` writes; errors are its own."""
+    write_neurons(recipe)
+    return NeuronSet.load(recipe.identify_dir / "neurons.safetensors")
+
+
+def write_neurons(recipe: Recipe) -> None:
     """Counts every language of `languages.identify`, selects the neurons, writes and prints them.
 
-    In one process, or on every rank of a job that has joined (ranks.py), on its GPU if there is one.
-
-    Returns:
-        The neuron set, also written to `recipe.identify_dir / "neurons.safetensors"`.
+    In one process, or on every rank of a job that has joined (ranks.py), on its GPU if there is one. The neuron set is in
+    `recipe.identify_dir / "neurons.safetensors"`, which other hosts may see a minute later.
 
     Raises:
         UserError: The model or its context cannot be used, text is missing, the folder is of another recipe, or another job
@@ -65,7 +71,6 @@ def identify(recipe: Recipe) -> NeuronSet:
                 _write_run(job, tokens)
             Console().print(_table(neuron_set, tokens, job))
         ranks.meet()  # Slurm ends a step soon after its first rank has left
-    return neuron_set if ranks.rank() == 0 else NeuronSet.load(path)
 
 
 def _select(job: Job) -> tuple[NeuronSet, Stability | None]:
@@ -99,7 +104,7 @@ def count_part(recipe: Recipe) -> None:
             print(f"part {recipe.identify.part}: {used:,} tokens counted in {job.files.folder / 'counts'}")
             print(f"when all parts are: lape-ds neurons merge {counts} {merged}")
             print(
-                f"then: lape-ds neurons select RECIPE {merged} {recipe.identify_dir / 'neurons.safetensors'}"
+                "then: lape-ds identify RECIPE (without identify.part), which counts what is missing and selects"
             )
         ranks.meet()
 
@@ -111,15 +116,25 @@ def _counted(recipe: Recipe) -> Iterator[Job]:
     first = ranks.rank() == 0
     lock = take_lock(recipe.counting_dir, instead="set another output_dir") if first else nullcontext()
     with lock:
-        check_one_folder(recipe.counting_dir)
+        with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
+            recipe.counting_dir.mkdir(parents=True, exist_ok=True)
+        check_one_folder(recipe.counting_dir, "the first rank adds the counts of all")
         if first:
+            for text in job.texts.values():
+                job.files.check(text)
+            if (
+                not job.files.holds_counts()
+            ):  # a round that counted nothing, maybe in blocks of another length
+                job.files.end_round()
             with told_if_unwritable(str(recipe.counting_dir), kept="earlier counts"):
-                freeze_recipe(recipe, recipe.counting_dir, sections=COUNT_SECTIONS)
+                freeze_recipe(recipe, recipe.counting_dir, sections=count_sections(recipe))
             job.files.clear()
         counter = Counter(job)
         while plan := _agreed_plan(job):
-            counter.count(plan)
-            ranks.meet()
+            reports = ranks.meet([socket.gethostname(), counter.count(plan)])
+            if first:
+                for number, (host, written) in enumerate(reports):
+                    job.files.see(written, f"rank {number} on {host}")
         if first:
             job.files.clear()
         yield job

@@ -31,7 +31,8 @@ class CountSettings:
     """What two counts must share to be added.
 
     The context length is one of them: the same text cut into longer windows gives other counts (issue 17 of
-    the LAPE authors' repository).
+    the LAPE authors' repository). So are the ways of attention: in bfloat16 they round differently. The batch size, which
+    may do that too, is not: a computation's last batch has another one anyway.
     """
 
     language: str
@@ -40,6 +41,7 @@ class CountSettings:
     context_length: int
     dtype: str  # in which the model ran, e.g. "bfloat16"
     reset_positions: bool = False  # whether each document saw itself only; files that do not say did not
+    attn_implementation: str = "sdpa"  # files that do not say are taken to have had it
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str]) -> CountSettings:
@@ -55,6 +57,7 @@ class CountSettings:
             context_length=int(metadata["context_length"]),
             dtype=metadata["dtype"],
             reset_positions=metadata.get("reset_positions", "False") == "True",
+            attn_implementation=metadata.get("attn_implementation", "sdpa"),
         )
 
 

@@ -7,16 +7,20 @@ host; what they saw is gathered, so that all come to the same refusal, and one o
 from __future__ import annotations
 
 import hashlib
-import secrets
 import shutil
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lape_ds.distributed.agreement import SAME_SOFTWARE, check_same, check_same_recipe, software
+from lape_ds.distributed.agreement import (
+    SAME_SOFTWARE,
+    check_one_folder,
+    check_same,
+    check_same_recipe,
+    software,
+)
 from lape_ds.distributed.ranks import by_first, gather, local_rank, rank, ranks_here, together, world_size
 from lape_ds.errors import UserError
 from lape_ds.model.ffn import ffn_layers
@@ -29,9 +33,9 @@ from lape_ds.training.inputs import Inputs
 from lape_ds.training.memory import MOMENTS
 from lape_ds.training.plan.cluster import cluster_of_job, gpus_here
 from lape_ds.training.plan.fits import check_memory
-from lape_ds.writing import check_writable, told_if_unwritable
+from lape_ds.writing import check_writable
 
-_SECONDS_TO_SEE = 5.0  # a file that another host has just written; network file systems may be late
+_WEIGHTS = "the model's weights"
 _MORE_CHECKPOINTS = 2  # best, and the one that is being written
 
 
@@ -88,45 +92,12 @@ def _check_same(found: Mapping[str, str] | None, advice: str) -> None:
 def _check_run_folder(run_dir: Path) -> None:
     """All ranks write a checkpoint's parts into one folder: it must be one, and each host must be allowed to."""
     together(lambda: check_writable(run_dir / "checkpoints"))
-    name, up = by_first(lambda: _leave_token(run_dir))
-    place = _upwards(run_dir)[up]
-    first = by_first(socket.gethostname)
-    try:
-        together(lambda: _find_token(place, name, first) if local_rank() == 0 and rank() != 0 else None)
-    finally:
-        if rank() == 0:
-            (place / name).unlink(missing_ok=True)
+    up = by_first(lambda: next(up for up, place in enumerate(_upwards(run_dir)) if place.is_dir()))
+    check_one_folder(_upwards(run_dir)[up], "checkpoints are written by all ranks into one folder")
 
 
 def _upwards(run_dir: Path) -> list[Path]:
     return [run_dir.absolute(), *run_dir.absolute().parents]
-
-
-def _leave_token(run_dir: Path) -> tuple[str, int]:
-    """Writes a file into the nearest folder that is there; its name, and how far up that is."""
-    up, place = next((up, place) for up, place in enumerate(_upwards(run_dir)) if place.is_dir())
-    name = f".preflight-{secrets.token_hex(8)}"
-    _try_writing(place / name)
-    return name, up
-
-
-def _find_token(place: Path, name: str, first_host: str) -> None:
-    until = time.monotonic() + _SECONDS_TO_SEE
-    while not (place / name).exists():
-        if time.monotonic() >= until:
-            raise UserError(
-                f"{place} is not the folder that rank 0 on {first_host} writes to: it lies on this host's own disk, or on the "
-                "other's, and checkpoints are written by all ranks into one folder; set output_dir to a shared file system"
-            )
-        time.sleep(0.1)
-    own = place / f"{name}-{rank()}"
-    _try_writing(own)
-    own.unlink()
-
-
-def _try_writing(path: Path) -> None:
-    with told_if_unwritable(f"to {path.parent}"):
-        path.write_bytes(b"lape-ds preflight\n")
 
 
 def _check_files(recipe: Recipe, folder: Path) -> str:
@@ -135,12 +106,9 @@ def _check_files(recipe: Recipe, folder: Path) -> str:
     listed = gather(together(lambda: _listing(folder) if looks else None))
     reads = rank() == 0 or (looks and listed[rank()] != listed[0])
     found = together(lambda: _contents(recipe, folder, weights=reads) if looks else None)
-    _check_same(found, "copy the first host's to all, or share one")
-    return by_first(lambda: (found or {})[_weights_of(folder)])
-
-
-def _weights_of(folder: Path) -> str:
-    return f"the weights in {folder}"
+    first = by_first(lambda: f"{folder} of {socket.gethostname()}")
+    _check_same(found, f"copy the first host's to all, or share one (the model: {first})")
+    return by_first(lambda: (found or {})[_WEIGHTS])
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int, int]]:
@@ -151,7 +119,9 @@ def _listing(folder: Path) -> list[tuple[str, int, int, int]]:
 
 def _contents(recipe: Recipe, folder: Path, *, weights: bool) -> dict[str, str]:
     """What the files say that training reads, by a name for each."""
-    files = {f"{folder}/config.json": folder / "config.json"}
+    files = {
+        "the model's config.json": folder / "config.json"
+    }  # hosts may hold the model under paths of their own
     if recipe.needs_neurons:
         path = recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
         files[f"the neurons in {path}"] = path
@@ -161,7 +131,7 @@ def _contents(recipe: Recipe, folder: Path, *, weights: bool) -> dict[str, str]:
             f"the counts of {code}": counts / f"{code}.safetensors" for code in recipe.trained_languages
         }
     found = {name: _hash_of(path) for name, path in files.items()}
-    return found | ({_weights_of(folder): fingerprint(folder)} if weights else {})
+    return found | ({_WEIGHTS: fingerprint(folder)} if weights else {})
 
 
 def _hash_of(path: Path) -> str:

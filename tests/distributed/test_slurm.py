@@ -178,11 +178,32 @@ def test_mistakes_in_a_batch_job(
 
 
 def test_an_array_counts_a_part_in_each_task(slurm_job: Callable[..., None]) -> None:
-    slurm_job(ARRAY_TASK_ID="3", ARRAY_TASK_MIN="1", ARRAY_TASK_MAX="4", ARRAY_TASK_COUNT="4")
+    slurm_job(ARRAY_TASK_ID="2", ARRAY_TASK_MIN="0", ARRAY_TASK_MAX="3", ARRAY_TASK_COUNT="4")
     assert _with_part(CommandLine({}, QUICKSTART, [])).overrides == ["identify.part=2/4"]
-    slurm_job(ARRAY_TASK_ID="3", ARRAY_TASK_MIN="1", ARRAY_TASK_MAX="4", ARRAY_TASK_COUNT="2")
-    with pytest.raises(UserError, match="--array=0-1"):
+    with pytest.raises(UserError, match="4 array tasks would count the same"):
+        _with_part(CommandLine({}, QUICKSTART, ["identify.part=3/8"]))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "num_tasks"),
+    [(3, 3, 1), (4, 7, 4), (0, 6, 4), (0, 0, 1)],
+    ids=["3", "4-7", "0-6:2", "0"],
+)
+def test_a_repeated_array_task_is_not_all_parts(
+    slurm_job: Callable[..., None], first: int, last: int, num_tasks: int
+) -> None:
+    """`--array=3` after a failure would count everything as part 0/1; the part is named instead."""
+    slurm_job(
+        ARRAY_TASK_ID=str(last),
+        ARRAY_TASK_MIN=str(first),
+        ARRAY_TASK_MAX=str(last),
+        ARRAY_TASK_COUNT=str(num_tasks),
+    )
+    with pytest.raises(UserError, match=f"--stage identify {QUICKSTART} identify.part=3/8"):
         _with_part(CommandLine({}, QUICKSTART, []))
+    if num_tasks == 1:
+        named = CommandLine({}, QUICKSTART, ["identify.part=3/8"])
+        assert _with_part(named) == named
 
 
 def test_one_task_of_an_array_is_not_all_of_it(slurm_job: Callable[..., None]) -> None:

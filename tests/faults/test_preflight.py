@@ -42,7 +42,8 @@ def test_another_model_on_one_host(tiny_recipe: Path, tmp_path: Path) -> None:
     with job_of(tiny_recipe, tmp_path / "job") as job:
         job.prefixes[1] = own_mounts(f"mount --bind {copy} {base}")
         reason = job.start().ends_with(2, 2)
-    assert reason.startswith(f"error: the weights in {base}: ")
+    assert reason.startswith("error: the model's weights: ")
+    assert f"(the model: {base} of " in reason
     assert " on rank 1 on " in reason
 
 
@@ -62,9 +63,8 @@ def test_a_run_folder_on_a_local_disk(tiny_recipe: Path, tmp_path: Path) -> None
     with job_of(tiny_recipe, tmp_path / "job") as job:
         job.prefixes[1] = own_mounts(f"mount -t tmpfs none {out}")
         reason = job.start().ends_with(2, 2)
-    assert reason.startswith("error: rank 1 on ")
-    assert f"{out} is not the folder that rank 0" in reason
-    assert "set output_dir to a shared file system" in reason
+    assert reason.startswith(f"error: {out} is not one folder: what rank 1 on ")
+    assert "set output_dir to a file system that all nodes share" in reason
     assert not list(out.iterdir())
 
 

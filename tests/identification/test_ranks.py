@@ -85,16 +85,16 @@ def test_killed_again_and_again(tmp_path: Path, model_folder: Path, alone: Recip
 def test_a_failing_rank_ends_all_and_the_same_command_goes_on(
     tmp_path: Path, model_folder: Path, alone: Recipe
 ) -> None:
-    """Here one that cannot read what another run has left."""
+    """Here one that cannot read the counts of another run."""
     recipe = make_recipe(tmp_path, model_folder, identify=SMALL_SHARDS)
     path = write_recipe(recipe, tmp_path)
-    damaged = recipe.identify_dir / "units" / CODES[0] / "0-1.safetensors"
+    damaged = recipe.identify_dir / "counts" / f"{CODES[0]}.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("no safetensors")
     ends = ends_of_ranks("lape_ds.cli", ["identify", str(path)], world_size=2)
     errors = [line for _, log in ends for line in log.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, ends
-    assert "0-1.safetensors" in errors[0]
+    assert f"{CODES[0]}.safetensors" in errors[0]
     damaged.unlink()
     run_ranks("lape_ds.cli", ["identify", str(path)], world_size=2)
     assert counts_of(recipe) == counts_of(alone)
@@ -116,3 +116,18 @@ def test_parts_merge_to_the_whole(
     assert counts_of(recipe) == counts_of(alone)
     with pytest.raises(UserError, match="share text"):
         merge_counts([parts[0], parts[0]], tmp_path / "twice")
+
+
+def test_a_truncated_unit_is_told_and_counted_again(
+    tmp_path: Path, model_folder: Path, alone: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = {"cache_dir": str(alone.output_dir / "corpus")}
+    recipe = make_recipe(tmp_path, model_folder, identify=SMALL_SHARDS, corpus=cache)
+    whole = (alone.identify_dir / "counts" / f"{CODES[0]}.safetensors").read_bytes()
+    unit = recipe.identify_dir / "units" / CODES[0] / "0-1.safetensors"
+    unit.parent.mkdir(parents=True)
+    unit.write_bytes(whole[: len(whole) // 2])
+    identify(recipe)
+    assert f"{unit} is not a readable" in caplog.text
+    assert counts_of(recipe) == counts_of(alone)
+    assert not (recipe.identify_dir / "units").exists()

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lape_ds.errors import UserError
 from lape_ds.identification import rounds, share
 from lape_ds.identification.files import CountFiles
 from lape_ds.identification.stage import identify
@@ -80,6 +82,28 @@ def test_interrupted_rounds_come_to_the_same(
         except KeyboardInterrupt:
             continue
     assert counts_of(recipe) == counts_of(undisturbed)
+
+
+def test_out_of_memory_before_anything_is_counted_binds_to_nothing(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shorter context that is advised is taken in the same folder, and the round begins anew in its blocks."""
+    section: dict[str, Any] = {"stop_when": "stable"}
+
+    def fail(*_: Any, **__: Any) -> Counts:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recipe, count = make_recipe(tmp_path, model_folder, identify=section), share.count_activations
+    monkeypatch.setattr(share, "count_activations", fail)
+    with pytest.raises(UserError, match=r"context_length shorter, or"):
+        identify(recipe)
+    monkeypatch.setattr(share, "count_activations", count)
+    shorter = make_recipe(tmp_path, model_folder, identify=section | {"context_length": 16})
+    identify(shorter)
+    fresh = make_recipe(tmp_path / "fresh", model_folder, identify=section | {"context_length": 16})
+    identify(fresh)
+    assert counts_of(shorter) == counts_of(fresh)
+    assert not list(shorter.identify_dir.rglob(".*"))
 
 
 def test_units_cover_everything_once_whatever_is_done() -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from lape_ds.errors import UserError
 from lape_ds.identification import share
-from lape_ds.identification.stage import identify
+from lape_ds.identification.stage import count_part, identify
 from lape_ds.identification.units import Unit
 from lape_ds.model.loading import fingerprint
 from lape_ds.model.shape import model_shape
@@ -80,22 +79,46 @@ def test_finished_stage_loads_no_model(
     identify(recipe)
 
 
-def test_changed_model_is_counted_again(tmp_path: Path, model_folder: Path) -> None:
+def test_counts_of_another_model_are_not_overwritten(tmp_path: Path, model_folder: Path) -> None:
+    """Nor those of other text: what is there may be days of work. The user deletes them, and they are counted."""
     recipe = make_recipe(tmp_path, model_folder)
-    before = identify(recipe)
-    weights = LlamaForCausalLM.from_pretrained(model_folder)
-    original = files(model_folder)
-    with torch.no_grad():
-        weights.get_parameter("model.layers.0.mlp.gate_proj.weight").neg_()
-    weights.save_pretrained(model_folder)
-    try:
-        after = identify(recipe)
-    finally:
-        for name, content in original.items():
-            (model_folder / name).write_bytes(content)
-    assert after.model_fingerprint != before.model_fingerprint
-    counts = Counts.load(recipe.identify_dir / "counts" / f"{CODES[0]}.safetensors")
-    assert counts.settings.model_fingerprint == after.model_fingerprint
+    original = identify(recipe)
+    path = recipe.identify_dir / "counts" / f"{CODES[1]}.safetensors"
+    counts = Counts.load(path)
+    other_model = replace(counts, settings=replace(counts.settings, model_fingerprint="0" * 64))
+    other_text = replace(counts, parts=(replace(counts.parts[0], corpus_fingerprint="c" * 64),))
+    for other, message in (
+        (other_model, f"model_fingerprint is {original.model_fingerprint} now, {'0' * 64} there"),
+        (other_text, r"the text \(corpus\) is .* now, cccccccccccccccc there"),
+    ):
+        other.save(path)
+        before = files(recipe.identify_dir)
+        with pytest.raises(
+            UserError, match=f"{path} holds counts .*{message}.*another output_dir, or delete"
+        ):
+            identify(recipe)
+        assert files(recipe.identify_dir) == before
+    path.unlink()
+    identify(recipe)
+    assert torch.equal(Counts.load(path).active, counts.active)
+
+
+def test_the_same_model_in_another_folder_counts_nothing_again(
+    tmp_path: Path, model_folder: Path, counted: list[Unit]
+) -> None:
+    """As after a merge of parts that other clusters have counted."""
+    whole = make_recipe(tmp_path / "whole", model_folder)
+    identify(whole)
+    recipe = make_recipe(tmp_path, model_folder)
+    for code in CODES:
+        counts = Counts.load(whole.identify_dir / "counts" / f"{code}.safetensors")
+        named = replace(counts, settings=replace(counts.settings, model_id="/elsewhere/base"))
+        named.save(recipe.identify_dir / "counts" / f"{code}.safetensors")
+    before = files(recipe.identify_dir / "counts")
+    counted.clear()
+    identify(recipe)
+    assert not counted
+    assert files(recipe.identify_dir / "counts") == before
 
 
 def test_damaged_counts_stop_the_stage(tmp_path: Path, model_folder: Path) -> None:
@@ -148,6 +171,19 @@ def test_folder_of_another_recipe_is_refused(
     with pytest.raises(UserError, match=f"another recipe: {message}"):
         identify(make_recipe(tmp_path, model_folder, **changes))
     assert files(recipe.identify_dir) == before
+
+
+def test_a_part_is_of_one_division(tmp_path: Path, model_folder: Path) -> None:
+    """Other units would make it another part; the whole does not depend on them."""
+    settings = {"part": "0/2"}
+    eager = {"attn_implementation": "eager"}
+    recipe = make_recipe(tmp_path, model_folder, identify=settings, model=eager)
+    count_part(recipe)
+    counts = Counts.load(recipe.counting_dir / "counts" / f"{CODES[0]}.safetensors")
+    assert counts.settings.attn_implementation == "eager"
+    other = {"shard_tokens": 256}
+    with pytest.raises(UserError, match=r"identify.shard_tokens is 256 now"):
+        count_part(make_recipe(tmp_path, model_folder, identify=settings | other, model=eager))
 
 
 @pytest.mark.parametrize(

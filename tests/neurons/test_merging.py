@@ -62,6 +62,30 @@ def test_folders_add_up_by_language(tmp_path: Path) -> None:
     assert torch.equal(Counts.load(tmp_path / "out" / "mlt_Latn.safetensors").active, expected)
 
 
+def test_what_is_unsure_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A gap between the parts; two corpora, which may be one whose files were copied. What follows on is told nothing of."""
+    a, b = (of_part("mlt_Latn", part) for part in (0, 2))
+    copied = replace(of_part("mlt_Latn", 3), parts=(CountedBlocks("d", 0, 5, 60),))
+    following = replace(of_part("mlt_Latn", 1), parts=(CountedBlocks("c", 5, 10, 60),))
+    paths = [write(tmp_path / str(n), one) for n, one in enumerate((a, b, copied, following))]
+    merge_counts([paths[0], paths[3]], tmp_path / "whole")
+    assert caplog.messages == []
+    merge_counts(paths[:2], tmp_path / "gap")
+    assert [line[:30] for line in caplog.messages] == ["mlt_Latn lacks blocks 5–20 of "]
+    caplog.clear()
+    merge_counts([paths[0], paths[2]], tmp_path / "two")
+    assert [line[:43] for line in caplog.messages] == ["mlt_Latn is counted of 2 corpora (c, d): te"]
+
+
+def test_one_text_counted_from_two_copies_is_refused(tmp_path: Path) -> None:
+    """Its corpus fingerprint differs, since a copy's time of change does; the counts are the same."""
+    first = of_part("mlt_Latn", 0)
+    second = replace(first, parts=(CountedBlocks("d", 0, 5, 60),))
+    with pytest.raises(UserError, match=r"a/mlt_Latn.* and .*b/mlt_Latn.* very same counts"):
+        merge_counts([write(tmp_path / "a", first), write(tmp_path / "b", second)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unlike_settings_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,9 +93,11 @@ def test_unlike_settings_are_one_line(
     a = write(tmp_path / "a", of_part("mlt_Latn", 0))
     b = write(tmp_path / "b", of_part("mlt_Latn", 1, context_length=64))
     c = write(tmp_path / "c", of_part("kat_Geor", 1, dtype="bfloat16"))
+    d = write(tmp_path / "d", of_part("mlt_Latn", 1, attn_implementation="flash_attention_2"))
     for other, message in (
         (b, r"b/mlt_Latn.safetensors: counts differ in context_length (12 and 64)"),
         (c, "counts of mlt_Latn and kat_Geor differ in dtype (float32 and bfloat16)"),
+        (d, "counts differ in attn_implementation (sdpa and flash_attention_2)"),
     ):
         monkeypatch.setattr(
             "sys.argv", ["lape-ds", "neurons", "merge", str(a), str(other), str(tmp_path / "out")]
@@ -82,7 +108,7 @@ def test_unlike_settings_are_one_line(
         assert caught.value.code == 2
         assert message in told
         assert told.count("\n") == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
 
 
 def test_what_cannot_be_merged(tmp_path: Path) -> None:

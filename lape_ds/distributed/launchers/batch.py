@@ -151,11 +151,19 @@ def _with_part(command: CommandLine) -> CommandLine:
     number, first, last, num_tasks = (
         int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
     )
-    if last - first + 1 != num_tasks:
+    if any(override.startswith("identify.part=") for override in command.overrides):
+        if num_tasks > 1:
+            raise UserError(
+                f"{num_tasks} array tasks would count the same identify.part; leave it out, and each counts its own"
+            )
+        return command
+    # All tasks of another array, such as the repetition of one, would be parts of another whole: no parts of the first array's.
+    if first != 0 or last + 1 != num_tasks or num_tasks == 1:
         raise UserError(
-            f"an array of --stage identify counts part N of all in its task N: submit it with --array=0-{num_tasks - 1}"
+            "an array of --stage identify counts in each task a part of all: submit it with --array=0-7 for 8 parts; to count "
+            f"one of them again, submit no array: sbatch {SCRIPT} --stage identify {command.recipe} identify.part=3/8"
         )
-    return replace(command, overrides=[*command.overrides, f"identify.part={number - first}/{num_tasks}"])
+    return replace(command, overrides=[*command.overrides, f"identify.part={number}/{num_tasks}"])
 
 
 def kept_work(recipe: Recipe) -> dict[Path, int]:
