@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lape_ds.identification.units import Text
 from lape_ds.model.loading import fingerprint, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.counting import check_can_reset_positions
-from lape_ds.neurons.counts import Counts, CountSettings
+from lape_ds.neurons.counts import CountSettings, CountsFiles
 from lape_ds.recipe import Recipe, check_frozen
 
 # What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
@@ -59,13 +60,10 @@ class Job:
         """Sizes of the model."""
         return model_shape(self.skeleton)
 
-    def counts(self) -> Iterator[Counts]:
-        """Of all languages, one in memory at a time.
-
-        Raises:
-            UserError: Some are not there, or damaged.
-        """
-        return (Counts.load(self.files.of_language(language)) for language in self.texts)
+    @cached_property
+    def counts(self) -> CountsFiles:
+        """Of all languages: `counts()` goes through them, one in memory at a time."""
+        return CountsFiles(self.files.of_language(language) for language in self.texts)
 
 
 def prepare_job(recipe: Recipe) -> Job:

@@ -6,8 +6,8 @@ Written by counting, read by LAPE selection; the file is `counts/<language>.safe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import InitVar, asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,6 +127,7 @@ class Counts:
             dense models.
         activation_sums: int64 `[layers, neurons]`: the neuron's activations, each as a whole number of `ACTIVATION_UNIT`-ths,
             summed over all tokens; None where they were not asked for. Whole numbers, so that sums are the same in any order.
+        check: Whether to look at every number; False where that was done before, for it takes longer than to read them.
 
     Raises:
         UserError: The tensors cannot be counts (NaN, negative, more active than there were tokens, wrong type
@@ -139,8 +140,11 @@ class Counts:
     parts: tuple[CountedBlocks, ...]
     expert_tokens: Tensor | None = None
     activation_sums: Tensor | None = None
+    check: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
+        if not check:
+            return
         self._check("active", self.active, torch.int32, num_dims=3)
         self._check("tokens", self.tokens, torch.int64, num_dims=1)
         seen = self.tokens[:, None, None]  # by a neuron's expert, of which a dense block is one
@@ -256,8 +260,12 @@ class Counts:
         save_artefact(path, tensors, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path) -> Counts:
+    def load(cls, path: Path, *, check: bool = True) -> Counts:
         """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+            check: As `Counts` has it; a file that is none is refused in any case.
 
         Raises:
             UserError: Not a counts file, or a damaged one.
@@ -266,11 +274,40 @@ class Counts:
         settings, parts = _identity(path, metadata)
         try:
             optional = {name: tensors.get(name) for name in _OPTIONAL}
-            return cls(tensors["active"], tensors["tokens"], settings, parts, **optional)
+            return cls(tensors["active"], tensors["tokens"], settings, parts, **optional, check=check)
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; {_AGAIN}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+class CountsFiles:
+    """Files of counts to go through again and again, as the bootstrap does: each is checked once, and anew when changed."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Reads nothing yet."""
+        self._paths = tuple(paths)
+        self._checked: dict[Path, tuple[int, int, int]] = {}  # what the file was then
+
+    def __call__(self) -> Iterator[Counts]:
+        """Goes through all, in order, one in memory at a time.
+
+        Raises:
+            UserError: One is not there, or damaged.
+        """
+        for path in self._paths:
+            state = _state_of(path)
+            yield Counts.load(path, check=state is None or self._checked.get(path) != state)
+            if state is not None:
+                self._checked[path] = state
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """Another one as soon as the file was written anew; None where there is none."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _identity(path: Path, metadata: Mapping[str, str]) -> tuple[CountSettings, tuple[CountedBlocks, ...]]:

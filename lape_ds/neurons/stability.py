@@ -12,6 +12,11 @@ What is told of a set S of all n documents:
   are samples of their own (`draw_buckets`). The same selection from the resampled counts gives a neuron's confidence, the share
   of resamples in which it is selected for the language, and the Jaccard similarity of resamples to S.
 
+Both speak of text like that which was counted, no other. Text is read in the order of its source, and a budget takes the first
+documents: "all documents" are those, "endless text" is more of their kind, and at an early round of `stable_at` both halves are
+of the first documents. Where a source is sorted, by topic or site, say, later text may bring another set, which neither the curve
+nor the bootstrap can tell; shuffle such a source.
+
 A language without a token in a sample has probabilities of 0 there, hence no neuron.
 """
 
@@ -33,7 +38,7 @@ from torch import Tensor
 
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.errors import UserError
-from lape_ds.neurons.counts import INT32_MAX, Counts, CountSettings
+from lape_ds.neurons.counts import INT32_MAX, Counts, CountSettings, CountsFiles
 from lape_ds.neurons.probabilities import Probabilities
 from lape_ds.neurons.selection import check_comparable, select_from_table
 from lape_ds.recipe import IdentifySection
@@ -179,12 +184,13 @@ def half_agreement(section: IdentifySection, load: LoadCounts) -> dict[str, Agre
 
     Args:
         section: Which method, and its knobs.
-        load: The counts.
+        load: The counts; read once.
 
     Raises:
         UserError: A method that cannot be looked at in this way (`check_method`), or no or unlike counts.
     """
-    half, everything = _selections(section, load, [_first(CURVE[-2]), _first(CURVE[-1])])
+    samples = [_first(CURVE[-2]), _first(CURVE[-1])]
+    half, everything = _selections(section, load, samples, at_once=len(samples))
     return {
         code: Agreement(_jaccard(half.neurons[code], neurons), len(neurons))
         for code, neurons in everything.neurons.items()
@@ -233,7 +239,7 @@ def measure_files(section: IdentifySection, paths: Sequence[Path], *, seed: int)
     Raises:
         UserError: As there, or a file is none.
     """
-    return measure_stability(section, lambda: (Counts.load(path) for path in paths), seed=seed)
+    return measure_stability(section, CountsFiles(paths), seed=seed)
 
 
 def check_method(section: IdentifySection) -> None:
@@ -273,11 +279,14 @@ class _Totals:
 
 
 def _selections(
-    section: IdentifySection, load: LoadCounts, samples: Sequence[Sample]
+    section: IdentifySection, load: LoadCounts, samples: Sequence[Sample], *, at_once: int = 1
 ) -> Iterator[_Selection]:
-    """From one sample after the other; several go through the counts together where their totals take little memory."""
+    """From one sample after the other; several go through the counts together where their totals take little memory.
+
+    The first `at_once` do so before anything is known of their size.
+    """
     check_method(section)
-    waiting, at_once = iter(samples), 1  # the first alone: it tells how large they are
+    waiting = iter(samples)
     while group := [_Totals(sample) for sample in islice(waiting, at_once)]:
         settings, shape = _add_up(load, group)
         codes = [settings_k.language for settings_k in settings]

@@ -41,6 +41,9 @@ KIND = "language pack"
 COMMAND = "lape-ds pack make RUN"
 PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 
+# What the hash is not of: itself, and what is checked by itself.
+_ENVELOPE = ("sha256", "kind", "schema_version")
+
 _Side = Literal["new", "base"]
 
 
@@ -129,10 +132,10 @@ class Pack:
             "base_model": self.base_model,
             "languages": json.dumps(self.languages),
             "origin": json.dumps(dict(self.origin)),
-            "sha256": _digest(tensors),
         }
         if self.base_revision is not None:
             metadata["base_revision"] = self.base_revision
+        metadata["sha256"] = _digest(tensors, metadata)
         save_artefact(path, tensors, kind=KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
 
     @classmethod
@@ -145,11 +148,24 @@ class Pack:
         tensors, metadata = load_artefact(
             Path(path), kind=KIND, schema_version=SCHEMA_VERSION, command=COMMAND
         )
-        if metadata.get("sha256") != _digest(tensors):
+        told = {name: value for name, value in metadata.items() if name not in _ENVELOPE}
+        if metadata.get("sha256") != _digest(tensors, told):
             raise UserError(
                 f"{path} is damaged: its content is not what was written; fetch it or make it again"
             )
+        try:
+            return cls._of(tensors, told)
+        except KeyError as error:
+            raise UserError(
+                f"{path} is no whole language pack: it lacks {error}; make it again with `{COMMAND}`"
+            ) from error
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pack:
+        """Puts a file's content together; raises KeyError where something is missing."""
         layers = sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".neurons"))
+        if not layers:
+            raise KeyError("layers.<layer>.neurons")
         index = {layer: tensors[f"layers.{layer}.neurons"] for layer in layers}
         neurons = [
             torch.stack([torch.full_like(values, layer), values], dim=1) for layer, values in index.items()
@@ -294,8 +310,9 @@ def _write(places: Sequence[_Place], side: _Side) -> None:
         place.entries.write(getattr(place, side))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    total = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all that a file holds: whose neurons they are, and of which base, is as much a part of it as the numbers."""
+    total = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         values = tensors[name].contiguous()
         total.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())

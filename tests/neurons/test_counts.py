@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lape_ds.errors import UserError
 from lape_ds.neurons.artefact import read_metadata
-from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
+from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings, CountsFiles
 
 SETTINGS = CountSettings("mlt_Latn", "tiny", "f" * 64, 12, "float32")
 
@@ -64,6 +64,44 @@ def test_sums_of_activations_round_trip_and_merge(tmp_path: Path) -> None:
         first.merge(make_counts(start=4))
     with pytest.raises(UserError, match=r"activation_sums is .*, which does not fit active"):
         replace(first, activation_sums=sums[:1])
+
+
+def test_files_are_checked_once_and_again_when_written_anew(tmp_path: Path) -> None:
+    """Gone through twice, then with another file in a place; the damage stands in tensors that only a check looks at."""
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for k, path in enumerate(paths):
+        make_counts(seed=k).save(path)
+    files = CountsFiles(paths)
+    for _ in range(2):
+        assert [counts.active.tolist() for counts in files()] == [
+            make_counts(seed=k).active.tolist() for k in range(2)
+        ]
+    good = make_counts()
+    damaged = replace(good, active=torch.full_like(good.active, 51), check=False)
+    damaged.save(paths[1])
+    assert torch.equal(Counts.load(paths[1], check=False).active, damaged.active)
+    for _ in range(2):  # what was refused is not taken as checked
+        with pytest.raises(UserError, match=r"b\.safetensors: .*active on more tokens than there are"):
+            list(files())
+    paths[0].unlink()
+    with pytest.raises(UserError, match=r"no such file: .*a\.safetensors"):
+        list(files())
+
+
+def test_files_are_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_counts().save(tmp_path / "a.safetensors")
+    checks: list[bool] = []
+    load = Counts.load
+
+    def recorded(path: Path, *, check: bool) -> Counts:
+        checks.append(check)
+        return load(path, check=check)
+
+    monkeypatch.setattr(Counts, "load", recorded)
+    files = CountsFiles([tmp_path / "a.safetensors"])
+    for _ in range(3):
+        list(files())
+    assert checks == [True, False, False]
 
 
 def test_mixture_probabilities_are_over_all_tokens() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lape_ds.errors import UserError
 from lape_ds.neurons import stability
 from lape_ds.neurons.counts import Counts
+from lape_ds.neurons.selection import select_neurons
 from lape_ds.neurons.stability import (
     CURVE,
     Agreement,
@@ -77,6 +78,36 @@ def test_equals_naive_resampling(method: str, at_once: int, monkeypatch: pytest.
         assert one.confidence.tolist() == pytest.approx(expected)
         assert one.resampled.mean == pytest.approx(sum(naive_jaccard(s[k], full) for s in resamples) / 12)
     assert half_agreement(section(method), all_counts) == {one.code: one.half for one in found.languages}
+
+
+def test_half_agreement_reads_the_counts_once() -> None:
+    passes = []
+
+    def load() -> list[Counts]:
+        passes.append(1)
+        return all_counts()
+
+    half_agreement(section(), load)
+    assert len(passes) == 1
+
+
+def test_halves_of_the_first_documents_do_not_foretell_others() -> None:
+    """A sorted source: the counted stretch agrees with itself, and the next one of the same size brings another set."""
+
+    def stretch(index: int) -> list[Counts]:
+        made = []
+        for k, counts in enumerate(all_counts()):
+            active = torch.full((16, 3, 20), 6, dtype=torch.int32)
+            active[:, 1, index] = 60 if k == 0 else 0
+            made.append(replace(counts, active=active, tokens=torch.full((16,), 60)))
+        return made
+
+    asked = IdentifySection(top_rate=1 / 60, filter_rate=0.01, activation_bar_ratio=0.005)
+    first, later = stretch(4), stretch(9)
+    assert half_agreement(asked, lambda: first)[CODES[0]] == Agreement(1.0, 1)
+    assert half_agreement(asked, lambda: later)[CODES[0]] == Agreement(1.0, 1)
+    one, other = (select_neurons(asked, counts).neurons(CODES[0]).tolist() for counts in (first, later))
+    assert (one, other) == ([[1, 4]], [[1, 9]])
 
 
 def planted() -> list[Counts]:

@@ -7,10 +7,13 @@ import gc
 import random
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lape_ds.errors import UserError
@@ -91,6 +94,32 @@ def test_signs_of_zero_and_nan_survive(tmp_path: Path) -> None:
     assert same_bits(model, other)
     pack.revert(model)
     assert same_bits(model, base)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("base_fingerprint", "c" * 64), ("languages", '["kat_Geor"]'), ("base_model", None), ("extra", "1")],
+)
+def test_altered_metadata_are_found(
+    key: str, value: str | None, fitting: tuple[Pack, PreTrainedModel], tmp_path: Path
+) -> None:
+    fitting[0].save(tmp_path / "pack.safetensors")
+    with safe_open(tmp_path / "pack.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    metadata.pop(key, None)
+    if value is not None:
+        metadata[key] = value
+    save_file(load_file(tmp_path / "pack.safetensors"), tmp_path / "altered.safetensors", metadata=metadata)
+    with pytest.raises(
+        UserError, match=r"altered\.safetensors is damaged: its content is not what was written"
+    ):
+        Pack.load(tmp_path / "altered.safetensors")
+
+
+def test_a_pack_without_neurons_is_refused(fitting: tuple[Pack, PreTrainedModel], tmp_path: Path) -> None:
+    replace(fitting[0], new={}, base={}).save(tmp_path / "pack.safetensors")
+    with pytest.raises(UserError, match=r"is no whole language pack: it lacks 'layers\.<layer>\.neurons'"):
+        Pack.load(tmp_path / "pack.safetensors")
 
 
 @pytest.fixture
