@@ -21,13 +21,14 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from lape_ds.atlas.card import write_card
+from lape_ds.atlas.published import published_recipe
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.families import family
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import CreateSection, load_recipe
+from lape_ds.recipe import CreateSection, load_recipe, to_yaml
 from tests.hub import Hub, serving
 from tests.hub_uploads import Account
 from tests.processes import REPO
@@ -60,6 +61,7 @@ train:
   block_length: 64
   heldout: {{tokens_per_language: 500, tokens_per_batch: 512}}
 atlas: {{ablate: [mt, ka, en], num_random: 2, license: cc-by-4.0}}
+env: {{OUR_TOKEN: hf_not_to_be_told}}
 """
 FILES = {
     *("README.md", "neurons.safetensors", "languages.json", "layers.png", "stability.json", "stability.png"),
@@ -193,9 +195,16 @@ def test_everything_is_in_the_folder(made: Made) -> None:
         if name.endswith(".png"):
             assert content.startswith(b"\x89PNG")
     run = made.work / "run"
-    assert made.first["neurons.safetensors"] == contents(run / "identify")["neurons.safetensors"]
-    assert made.first["ablation.json"] == (run / "ablation" / "ablation.json").read_bytes()
-    assert load_recipe(made.folder / "recipe.yaml") == load_recipe(made.work / "small.yaml")
+    identified = contents(run / "identify")
+    for name in (name for name in FILES if name.endswith(".safetensors")):
+        (tensors, metadata), (theirs, expected) = made.first[name], identified[name]
+        assert tensors == theirs
+        assert metadata == expected | {"model_id": "model"}
+    measured = json.loads((run / "ablation" / "ablation.json").read_text(encoding="utf-8"))
+    assert made.json("ablation") == measured | {"model_id": "model"}
+    published, own = load_recipe(made.folder / "recipe.yaml"), load_recipe(made.work / "small.yaml")
+    assert (published.languages, published.identify) == (own.languages, own.identify)
+    assert (published.corpus, published.atlas) == (own.corpus, own.atlas)
 
 
 def test_goes_on_after_a_kill(made: Made) -> None:
@@ -318,6 +327,33 @@ def test_nothing_of_the_user_is_published(made: Made) -> None:
     run = made.json("run")
     assert "host" not in run["hardware"]
     assert "command" not in run
+    for path in made.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(made.work).encode() not in content, path
+            assert b"hf_not_to_be_told" not in content, path
+            assert b"OUR_TOKEN" not in content, path
+
+
+def test_paths_of_a_recipe_are_names(made: Made) -> None:
+    files = {"kind": "files", "path": "/home/ann/secret/{iso639_3}.txt"}
+    hub = {"kind": "hub", "dataset": "lab/texts", "column": "text"}
+    own = load_recipe(
+        made.work / "small.yaml",
+        [
+            f"corpus.source={json.dumps(files)}",
+            f"corpus.per_language={json.dumps({'mt': hub, 'ka': files})}",
+            "corpus.cache_dir=/home/ann/cache",
+            "train.neurons=/home/ann/neurons.safetensors",
+            "model.path=/home/ann/models/base",
+            "output_dir=/home/ann/run",
+        ],
+    )
+    text = to_yaml(published_recipe(own))
+    assert "ann" not in text
+    assert "path: '{iso639_3}.txt'" in text
+    assert "path: base" in text
+    assert "dataset: lab/texts" in text
 
 
 def test_what_is_pushed_is_the_folder(made: Made) -> None:
