@@ -29,7 +29,8 @@ def make_atlas(
         str | None, typer.Option(metavar="USER/NAME", help="Upload the folder to the hub when it is whole.")
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="If the repository is new, only for you.")
+        bool,
+        typer.Option("--private", help="Only for you: refused where the repository is there and public."),
     ] = False,
 ) -> None:
     """Identify, switch off and publish: neuron sets, counts, stability, overlap, ablation and a model card in one folder.
@@ -56,7 +57,7 @@ def make_atlas(
                 f"--push {push}: atlas.license is not set; name the licence under which you publish, as the hub does, "
                 "e.g. atlas.license=cc-by-4.0"
             )
-        check_push(push)
+        check_push(push, private=private)
     elif private:
         raise UserError("--private: nothing is pushed; give --push USER/NAME too")
     from lape_ds.analysis.ablation import report_ablation

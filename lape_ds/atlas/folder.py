@@ -18,6 +18,7 @@ from lape_ds.analysis.overlap import Layers, Overlap, set_families
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.picture import draw_stability
 from lape_ds.atlas.published import is_local, published_model_id, published_recipe
+from lape_ds.atlas.push import ATLAS_MARKER
 from lape_ds.atlas.table import describe_languages
 from lape_ds.errors import UserError
 from lape_ds.neurons.counts import Counts
@@ -25,8 +26,6 @@ from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, to_yaml
 from lape_ds.runlog import surroundings
 from lape_ds.writing import told_if_unwritable, whole_folder, write_json, write_text
-
-_MARKERS = ("languages.json",)  # what no other folder of ours has
 
 
 def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
@@ -51,7 +50,7 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
     folder = recipe.atlas_dir
     with (
         told_if_unwritable(str(folder), kept="what was there before, counts and ablation"),
-        whole_folder(folder, marker_files=_MARKERS) as temporary,
+        whole_folder(folder, marker_files=(ATLAS_MARKER,)) as temporary,
     ):
         neuron_set.save(temporary / "neurons.safetensors")
         write_json(temporary / "stability.json", stability)
@@ -59,7 +58,7 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
         shutil.copyfile(recipe.output_dir / "ablation" / "ablation.png", temporary / "ablation.png")
         if with_counts:
             _write_counts(recipe, temporary / "counts", neuron_set)
-        write_json(temporary / "languages.json", describe_languages(neuron_set, stability))
+        write_json(temporary / ATLAS_MARKER, describe_languages(neuron_set, stability))
         _draw(neuron_set, stability, temporary)
         write_text(temporary / "recipe.yaml", to_yaml(published))
         write_json(temporary / "run.json", _run(recipe))

@@ -26,7 +26,9 @@ def published_recipe(recipe: Recipe) -> Recipe:
     model, corpus, heldout = recipe.model, recipe.corpus, recipe.train.heldout
     create = model.create
     if create is not None:
-        pretrain = create.pretrain.model_copy(update={"neurons": None, "wandb": None})  # neither has a use there
+        pretrain = create.pretrain.model_copy(
+            update={"neurons": None, "wandb": None}
+        )  # neither has a use there
         create = create.model_copy(update={"pretrain": pretrain})
     measured = HeldOutSection(
         tokens_per_language=heldout.tokens_per_language, tokens_per_batch=heldout.tokens_per_batch
