@@ -46,6 +46,7 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
     neuron_set = replace(NeuronSet.load(recipe.identify_dir / "neurons.safetensors"), **named)
     stability = _read_json(recipe.identify_dir / "stability.json", "lape-ds identify") | named
     ablation = _read_json(recipe.output_dir / "ablation" / "ablation.json", "lape-ds atlas") | named
+    _check_same(recipe, neuron_set, stability, ablation)
     published = published_recipe(recipe)
     folder = recipe.atlas_dir
     with (
@@ -70,6 +71,23 @@ def _read_json(path: Path, command: str) -> Any:
     if not path.is_file():
         raise UserError(f"no such file: {path} (`{command}` writes it)")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_same(
+    recipe: Recipe, neuron_set: NeuronSet, stability: Mapping[str, Any], ablation: Mapping[str, Any]
+) -> None:
+    """That stability and ablation are of this neuron set."""
+    if stability["method"] != neuron_set.method or list(stability["languages"]) != list(neuron_set.languages):
+        raise UserError(
+            f"{recipe.identify_dir / 'stability.json'} is of another selection than neurons.safetensors beside it; run "
+            "`lape-ds identify` with this recipe again"
+        )
+    others = [code for code in ablation["languages"] if code not in neuron_set.languages]
+    if ablation["method"] != neuron_set.method or others:
+        raise UserError(
+            f"{recipe.output_dir / 'ablation' / 'ablation.json'} is of another neuron set ({ablation['method']}"
+            f"{', with ' + others[0] if others else ''}); run `lape-ds atlas` with this recipe again"
+        )
 
 
 def _write_counts(recipe: Recipe, folder: Path, neuron_set: NeuronSet) -> None:

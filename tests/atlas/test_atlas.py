@@ -21,8 +21,10 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from lape_ds.atlas.card import write_card
+from lape_ds.atlas.folder import write_atlas
 from lape_ds.atlas.published import published_recipe
 from lape_ds.corpora.cldr import sample_records
+from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.neurons.counts import Counts
@@ -69,6 +71,9 @@ FILES = {
     *("ablation.json", "ablation.png", "recipe.yaml", "run.json"),
     *(f"counts/{code}.safetensors" for code in CODES),
 }
+
+
+KNOBS = ["identify.filter_rate=0.95", "identify.activation_bar_ratio=0.95"]  # of which the method has none
 
 
 class Made(NamedTuple):
@@ -370,6 +375,13 @@ def test_what_is_pushed_is_the_folder(made: Made) -> None:
         (["--push", "ann/small", "atlas.license=null"], {}, "atlas.license is not set; name the licence"),
         (["--private"], {}, "--private: nothing is pushed; give --push USER/NAME too"),
         (["--push", "ann/small"], {}, "not logged in to the hub"),
+        (
+            ["identify.method=mean_activation", *KNOBS],
+            {},
+            "identify.method: mean_activation has no stability",
+        ),
+        (["identify.part=0/2"], {}, "identify.part: 0/2 counts a part and selects no neurons"),
+        (["identify.zero_stage=3"], {}, "the atlas's ablation loads it whole; set 0"),
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, "under srun or torchrun let `lape-ds identify` count"),
     ],
 )
@@ -385,9 +397,6 @@ def test_refused_before_anything_runs(
 
 
 def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
-    from lape_ds.atlas.folder import write_atlas
-    from lape_ds.errors import UserError
-
     recipe = load_recipe(made.work / "small.yaml")
     other = recipe.model_copy(update={"output_dir": tmp_path})
     (tmp_path / "identify").symlink_to(recipe.identify_dir)
@@ -404,6 +413,27 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "counts/" not in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+
+
+def test_results_of_another_selection_are_refused(made: Made, tmp_path: Path) -> None:
+    recipe = load_recipe(made.work / "small.yaml")
+    other = recipe.model_copy(update={"output_dir": tmp_path})
+    shutil.copytree(recipe.identify_dir, other.identify_dir)
+    (tmp_path / "ablation").symlink_to(recipe.output_dir / "ablation")
+    path = other.identify_dir / "stability.json"
+    stability = json.loads(path.read_text(encoding="utf-8"))
+    for wrong in (
+        {"method": "family_lape"},
+        {"languages": {"mlt_Latn": stability["languages"]["mlt_Latn"]}},
+    ):
+        path.write_text(json.dumps(stability | wrong), encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"stability.json is of another selection than neurons.safetensors"
+        ):
+            write_atlas(other, with_counts=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"no such file: .*stability.json"):
+        write_atlas(other, with_counts=False)
 
 
 def test_the_card_of_a_hub_model(made: Made, tmp_path: Path) -> None:
