@@ -341,13 +341,14 @@ def test_nothing_of_the_user_is_published(made: Made) -> None:
 
 
 def test_paths_of_a_recipe_are_names(made: Made) -> None:
-    files = {"kind": "files", "path": "/home/ann/secret/{iso639_3}.txt"}
+    (made.work / "kat.txt").write_text("ტექსტი", encoding="utf-8")
+    files = {"kind": "files", "path": f"{made.work}/{{iso639_3}}.txt"}
     hub = {"kind": "hub", "dataset": "lab/texts", "column": "text"}
     own = load_recipe(
         made.work / "small.yaml",
         [
-            f"corpus.source={json.dumps(files)}",
-            f"corpus.per_language={json.dumps({'mt': hub, 'ka': files})}",
+            f"corpus.source={json.dumps(hub)}",
+            f"corpus.per_language={json.dumps({'ka': files})}",
             "corpus.cache_dir=/home/ann/cache",
             f"train.neurons={made.folder}/neurons.safetensors",
             "model.path=/home/ann/models/base",
