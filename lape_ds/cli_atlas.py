@@ -12,6 +12,7 @@ import typer
 
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, load
 from lape_ds.errors import UserError
+from lape_ds.recipe import Recipe
 
 
 def add_atlas_command(app: typer.Typer) -> None:
@@ -29,7 +30,8 @@ def make_atlas(
         str | None, typer.Option(metavar="USER/NAME", help="Upload the folder to the hub when it is whole.")
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="If the repository is new, only for you.")
+        bool,
+        typer.Option("--private", help="Only for you: refused where the repository is there and public."),
     ] = False,
 ) -> None:
     """Identify, switch off and publish: neuron sets, counts, stability, overlap, ablation and a model card in one folder.
@@ -48,6 +50,7 @@ def make_atlas(
             "lape-ds atlas is one process, which starts ranks itself; under srun or torchrun let `lape-ds identify` count, then "
             "run `lape-ds atlas` alone: it finds the counts"
         )
+    _check_recipe(loaded)
     from lape_ds.atlas.push import check_push, push_atlas
 
     if push is not None:
@@ -56,7 +59,7 @@ def make_atlas(
                 f"--push {push}: atlas.license is not set; name the licence under which you publish, as the hub does, "
                 "e.g. atlas.license=cc-by-4.0"
             )
-        check_push(push)
+        check_push(push, private=private)
     elif private:
         raise UserError("--private: nothing is pushed; give --push USER/NAME too")
     from lape_ds.analysis.ablation import report_ablation
@@ -67,9 +70,36 @@ def make_atlas(
     code = run_identification(recipe, overrides or [])
     if code:
         raise SystemExit(code)
-    ablation = ablate(loaded, languages=loaded.atlas.ablate, num_random=loaded.atlas.num_random)
+    ablation = ablate(
+        loaded,
+        languages=loaded.atlas.ablate,
+        num_random=loaded.atlas.num_random,
+        neurons=loaded.identify_dir / "neurons.safetensors",  # train.neurons may be another set
+    )
     report_ablation(ablation, loaded.output_dir / "ablation")
     folder = write_atlas(loaded, with_counts=counts)
     typer.echo(f"written to {folder}")
     if push is not None:
         typer.echo(f"pushed to {push_atlas(folder, push, private=private)}")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """That the recipe makes what an atlas is made of, before hours of counting.
+
+    Raises:
+        UserError: It does not.
+    """
+    identify = recipe.identify
+    if identify.method == "mean_activation":
+        raise UserError(
+            "identify.method: mean_activation has no stability, which an atlas tells; allowed: lape, family_lape, probability"
+        )
+    if identify.part is not None:
+        raise UserError(
+            f"identify.part: {identify.part} counts a part and selects no neurons; count the parts with `lape-ds identify`, "
+            "merge them, then run `lape-ds atlas` without it"
+        )
+    if identify.zero_stage == 3:
+        raise UserError(
+            "identify.zero_stage: 3 is for a model that does not fit one GPU, and the atlas's ablation loads it whole; set 0"
+        )

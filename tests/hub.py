@@ -206,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "_id": "0",
                 "id": repository,
                 "sha": commit(folder),
-                "private": False,
+                "private": repository in self.hub.uploads.private,
                 "gated": "auto" if repository in self.hub.gated else False,
                 "tags": [],
                 "siblings": [{"rfilename": str(file.relative_to(folder))} for file in _files(folder)],

@@ -61,9 +61,9 @@ def draw_ablation(ablation: Ablation, scores: Specificity) -> Figure:
     panels[0].set_xlabel("… loses", fontsize="small")
     name_families(panels[-1], list(families.values()), font, beside=1.02)
     _scale(figure, panels, ScalarMappable(norm, colours), highest)
-    figure.suptitle(
-        f"Ablation of language neurons, {ablation.neuron_set.model_id}", x=0.01, ha="left", weight="bold"
-    )
+    # The last part of a hub id, or of a folder's path, which is nobody's business: the picture may be published.
+    model = ablation.neuron_set.model_id.rstrip("/").rpartition("/")[2]
+    figure.suptitle(f"Ablation of language neurons, {model}", x=0.01, ha="left", weight="bold")
     return figure
 
 

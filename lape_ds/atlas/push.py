@@ -14,17 +14,20 @@ from typing import cast
 from lape_ds.errors import UserError, first_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+ATLAS_MARKER = "languages.json"  # what no other folder or repository has
 _LOG_IN = "log in with a token that may write (`hf auth login`, or set HF_TOKEN)"
 
 
-def check_push(repository: str) -> None:
+def check_push(repository: str, *, private: bool) -> None:
     """Makes sure, without writing anything, that the logged-in user may write to a repository of this name.
 
     Args:
         repository: `USER/NAME` or `ORGANISATION/NAME`; need not be there yet.
+        private: Whether it is to be private.
 
     Raises:
-        UserError: No such name, offline, not logged in, a token that only reads, or another's namespace.
+        UserError: No such name, offline, not logged in, a token that only reads, another's namespace, a repository that holds
+            something else than an atlas, or a public one that was to be private.
     """
     from huggingface_hub import HfApi, constants, get_token
 
@@ -48,10 +51,35 @@ def check_push(repository: str) -> None:
         )
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"--push {repository}: the token of {account['name']} only reads; {_LOG_IN}")
+    _check_repository(repository, private=private)
+
+
+def _check_repository(repository: str, *, private: bool) -> None:
+    """That what is there may be written over, if anything is."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with _explained(repository):
+        try:
+            there = HfApi().model_info(repository)
+        except RepositoryNotFoundError:  # it will be made
+            return
+    files = {one.rfilename for one in there.siblings or []} - {".gitattributes"}
+    if files and ATLAS_MARKER not in files:
+        raise UserError(
+            f"--push {repository}: the repository holds something else than an atlas (no {ATLAS_MARKER}) and is left as it is; "
+            "name another one, or an empty one"
+        )
+    if private and not there.private:
+        raise UserError(
+            f"--push {repository}: --private, and the repository is public; make it private on its page, or name another one"
+        )
 
 
 def push_atlas(folder: Path, repository: str, *, private: bool) -> str:
     """Makes the repository if it is not there and uploads the folder; what is there and unchanged is not sent again.
+
+    `check_push` has been asked before.
 
     Args:
         folder: A finished atlas.
@@ -74,7 +102,8 @@ def push_atlas(folder: Path, repository: str, *, private: bool) -> str:
             repo_id=repository,
             repo_type="model",
             commit_message="Upload the atlas",
-            delete_patterns=["counts/*"],  # of languages that an earlier atlas had
+            # Of languages that an earlier atlas had; counts that were left out now stay as they were published.
+            delete_patterns=["counts/*"] if (folder / "counts").is_dir() else None,
         )
     return f"{api.endpoint}/{repository}"
 

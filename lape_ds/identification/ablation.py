@@ -13,6 +13,7 @@ neurons that merely fire often on the language's text.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.streams import Document
 from lape_ds.errors import UserError
 from lape_ds.identification.ablation_rows import BASE, AblatedSet, RowFile
@@ -35,7 +37,7 @@ from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, check_frozen, freeze_recipe
 from lape_ds.runlog import Progress, write_run_json
 from lape_ds.training.inputs import activation_probabilities, prefix_token_id
-from lape_ds.training.texts import heldout_part, heldout_text
+from lape_ds.training.texts import heldout_part
 from lape_ds.writing import told_if_unwritable
 
 # What an ablation's folder is of. Its neurons and languages may change between runs: rows of other neurons are measured anew.
@@ -127,12 +129,14 @@ def ablate(
     tokens_per_language: int | None = None,
     num_random: int = 3,
     output_dir: Path | None = None,
+    neurons: Path | None = None,
 ) -> Ablation:
     """Measures every language's held-out text with each language's neurons off, and with controls of the same size off.
 
-    Held-out text and its windows are those of training (`train.heldout.tokens_per_language`, `train.block_length`), so that
-    the base's numbers are those of a training's step 0. Runs in one process, on the GPU if there is one. Stopped anywhere, the
-    same call goes on: rows that are there are not measured again, and where all are there no model is loaded.
+    As much held-out text, in such windows, as training measures (`train.heldout.tokens_per_language`, `train.block_length`); no
+    more text is read than that needs, also of a language that is trained on all it has. Runs in one process, on the GPU if
+    there is one. Stopped anywhere, the same call goes on: rows that are there are not measured again, and where all are there
+    no model is loaded.
 
     Args:
         recipe: Whose neurons, counts, model and corpus.
@@ -140,6 +144,7 @@ def ablate(
         tokens_per_language: Instead of `train.heldout.tokens_per_language`.
         num_random: Random sets of each language.
         output_dir: The folder to write into; None: `<output_dir>/ablation` of the recipe.
+        neurons: The neuron set; None: `train.neurons`, else what `lape-ds identify` wrote.
 
     Returns:
         What was measured; `rows/` in the folder has it, too.
@@ -154,13 +159,11 @@ def ablate(
     model_folder = recipe_model(recipe)
     skeleton = load_skeleton(model_folder)
     weights = fingerprint(model_folder)
-    neuron_set = _neuron_set(recipe, skeleton, weights, languages)
+    path = neurons or recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
+    neuron_set = _neuron_set(path, skeleton, weights, languages)
     sets = [BASE, *_sets(recipe, neuron_set, weights, num_random)]
     tokenizer = load_tokenizer(model_folder)
-    texts = {
-        code: _Text(heldout_part(recipe, heldout_text(recipe, tokenizer, code)).documents)
-        for code in neuron_set.languages
-    }
+    texts = _heldout_texts(recipe, tokenizer, neuron_set.languages)
     longest = getattr(skeleton.config, "max_position_embeddings", None) or recipe.train.block_length
     settings = {
         "model_fingerprint": weights,
@@ -193,11 +196,25 @@ def _with_tokens(recipe: Recipe, tokens_per_language: int | None) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"heldout": heldout})})
 
 
-def _neuron_set(
-    recipe: Recipe, skeleton: PreTrainedModel, weights: str, languages: Sequence[str]
-) -> NeuronSet:
-    """The recipe's neuron set, of the languages asked for."""
-    path = recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
+def _heldout_texts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]
+) -> dict[str, _Text]:
+    """Of every language, however much of it training takes, as much text as the held-out part needs: nothing is trained here."""
+    # So many tokens make the held-out part about half as large again as is measured.
+    enough = math.ceil(1.5 * recipe.train.heldout.tokens_per_language / recipe.corpus.heldout_share)
+    corpora = prepare_corpora(
+        recipe,
+        tokenizer,
+        languages,
+        train_tokens=dict.fromkeys(languages, enough),
+        or_all=True,
+        budget_key="train.heldout.tokens_per_language",
+    )
+    return {code: _Text(heldout_part(recipe, corpus).documents) for code, corpus in corpora.items()}
+
+
+def _neuron_set(path: Path, skeleton: PreTrainedModel, weights: str, languages: Sequence[str]) -> NeuronSet:
+    """The neuron set, of the languages asked for."""
     if not path.exists():
         raise UserError(
             f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons"
@@ -262,6 +279,7 @@ def _measure(
     done = sum(sizes[code] for row in rows for code in row)
     total = len(files) * sum(sizes.values())
     if done < total:
+        _tell_other_settings(files)
         model = _load(recipe, model_folder)
         with Progress("Ablating", total=total, done=done, unit="tokens") as bar:
             for file, row in zip(files, rows, strict=True):
@@ -275,6 +293,14 @@ def _measure(
                 with told_if_unwritable(str(file.path), kept="finished rows"):
                     file.save(row, text_ids)
     return [{code: row[code] for code in texts} for row in rows]
+
+
+def _tell_other_settings(files: Sequence[RowFile]) -> None:
+    """That rows are there which cannot be taken, e.g. another GPU's."""
+    others = [other for file in files if (other := file.other_settings())]
+    if others:
+        told = ", ".join(f"{name} {there} there, {now} now" for name, (there, now) in others[0].items())
+        print(f"{len(others)} of {len(files)} rows in {files[0].path.parent} are measured anew: {told}")
 
 
 def _load(recipe: Recipe, folder: Path) -> LanguageModelLoss:

@@ -80,23 +80,46 @@ class RowFile:
         Raises:
             UserError: The file is damaged.
         """
+        nats, there = self._there()
+        return {code: nats[code] for code, text in texts.items() if there.get(code) == text}
+
+    def other_settings(self) -> dict[str, tuple[Any, Any]]:
+        """Settings in which the row that is there was measured otherwise: (there, now) by name.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         if not self.path.exists():
             return {}
-        tensors, metadata = load_artefact(
-            self.path, kind=_KIND, schema_version=SCHEMA_VERSION, command=_COMMAND
-        )
-        if metadata["measured"] != self._measured():
-            return {}
-        there = json.loads(metadata["texts"])
-        return {code: tensors[code] for code, text in texts.items() if there.get(code) == text}
+        measured = json.loads(self._read()[1]["measured"])
+        return {
+            name: (measured.get(name), now)
+            for name, now in self.settings.items()
+            if measured.get(name) != now
+        }
 
     def save(self, nats: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-        """Writes the row, whole or not at all."""
+        """Writes the row, whole or not at all; what is there of other languages, measured likewise, stays in it."""
+        kept, kept_texts = self._there()
         metadata = {
             "measured": self._measured(),
-            "texts": json.dumps({code: texts[code] for code in nats}),
+            "texts": json.dumps(kept_texts | {code: texts[code] for code in nats}),
         }
-        save_artefact(self.path, nats, kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata)
+        save_artefact(
+            self.path, kept | dict(nats), kind=_KIND, schema_version=SCHEMA_VERSION, metadata=metadata
+        )
+
+    def _there(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The row that is there, if these settings and neurons are its own: nats and fingerprint of the text by language."""
+        if not self.path.exists():
+            return {}, {}
+        tensors, metadata = self._read()
+        if metadata["measured"] != self._measured():
+            return {}, {}
+        return dict(tensors), json.loads(metadata["texts"])
+
+    def _read(self) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        return load_artefact(self.path, kind=_KIND, schema_version=SCHEMA_VERSION, command=_COMMAND)
 
     def _measured(self) -> str:
         return json.dumps({**self.settings, "neurons": self.ablated.fingerprint}, sort_keys=True)

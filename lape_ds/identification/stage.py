@@ -68,6 +68,8 @@ def write_neurons(recipe: Recipe) -> None:
                 neuron_set.save(path)
                 if stability is not None:
                     write_json(path.with_name("stability.json"), stability.as_json())
+                else:  # nor may one stay that is of another selection
+                    path.with_name("stability.json").unlink(missing_ok=True)
                 _write_run(job, tokens)
             Console().print(_table(neuron_set, tokens, job))
         ranks.meet()  # Slurm ends a step soon after its first rank has left

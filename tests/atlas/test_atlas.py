@@ -21,13 +21,16 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from lape_ds.atlas.card import write_card
+from lape_ds.atlas.folder import write_atlas
+from lape_ds.atlas.published import published_recipe
 from lape_ds.corpora.cldr import sample_records
+from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.families import family
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import CreateSection, load_recipe
+from lape_ds.recipe import CreateSection, load_recipe, to_yaml
 from tests.hub import Hub, serving
 from tests.hub_uploads import Account
 from tests.processes import REPO
@@ -60,6 +63,7 @@ train:
   block_length: 64
   heldout: {{tokens_per_language: 500, tokens_per_batch: 512}}
 atlas: {{ablate: [mt, ka, en], num_random: 2, license: cc-by-4.0}}
+env: {{OUR_TOKEN: hf_not_to_be_told}}
 """
 FILES = {
     *("README.md", "neurons.safetensors", "languages.json", "layers.png", "stability.json", "stability.png"),
@@ -67,6 +71,9 @@ FILES = {
     *("ablation.json", "ablation.png", "recipe.yaml", "run.json"),
     *(f"counts/{code}.safetensors" for code in CODES),
 }
+
+
+KNOBS = ["identify.filter_rate=0.95", "identify.activation_bar_ratio=0.95"]  # of which the method has none
 
 
 class Made(NamedTuple):
@@ -193,9 +200,16 @@ def test_everything_is_in_the_folder(made: Made) -> None:
         if name.endswith(".png"):
             assert content.startswith(b"\x89PNG")
     run = made.work / "run"
-    assert made.first["neurons.safetensors"] == contents(run / "identify")["neurons.safetensors"]
-    assert made.first["ablation.json"] == (run / "ablation" / "ablation.json").read_bytes()
-    assert load_recipe(made.folder / "recipe.yaml") == load_recipe(made.work / "small.yaml")
+    identified = contents(run / "identify")
+    for name in (name for name in FILES if name.endswith(".safetensors")):
+        (tensors, metadata), (theirs, expected) = made.first[name], identified[name]
+        assert tensors == theirs
+        assert metadata == expected | {"model_id": "model"}
+    measured = json.loads((run / "ablation" / "ablation.json").read_text(encoding="utf-8"))
+    assert made.json("ablation") == measured | {"model_id": "model"}
+    published, own = load_recipe(made.folder / "recipe.yaml"), load_recipe(made.work / "small.yaml")
+    assert (published.languages, published.identify) == (own.languages, own.identify)
+    assert (published.corpus, published.atlas) == (own.corpus, own.atlas)
 
 
 def test_goes_on_after_a_kill(made: Made) -> None:
@@ -318,6 +332,35 @@ def test_nothing_of_the_user_is_published(made: Made) -> None:
     run = made.json("run")
     assert "host" not in run["hardware"]
     assert "command" not in run
+    for path in made.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(made.work).encode() not in content, path
+            assert b"hf_not_to_be_told" not in content, path
+            assert b"OUR_TOKEN" not in content, path
+
+
+def test_paths_of_a_recipe_are_names(made: Made) -> None:
+    (made.work / "kat.txt").write_text("ტექსტი", encoding="utf-8")
+    files = {"kind": "files", "path": f"{made.work}/{{iso639_3}}.txt"}
+    hub = {"kind": "hub", "dataset": "lab/texts", "column": "text"}
+    own = load_recipe(
+        made.work / "small.yaml",
+        [
+            f"corpus.source={json.dumps(hub)}",
+            f"corpus.per_language={json.dumps({'ka': files})}",
+            "corpus.cache_dir=/home/ann/cache",
+            f"train.neurons={made.folder}/neurons.safetensors",
+            "model.path=/home/ann/models/base",
+            "output_dir=/home/ann/run",
+        ],
+    )
+    text = to_yaml(published_recipe(own))
+    assert "/home" not in text
+    assert str(made.work) not in text
+    assert "path: '{iso639_3}.txt'" in text
+    assert "path: base" in text
+    assert "dataset: lab/texts" in text
 
 
 def test_what_is_pushed_is_the_folder(made: Made) -> None:
@@ -334,6 +377,13 @@ def test_what_is_pushed_is_the_folder(made: Made) -> None:
         (["--push", "ann/small", "atlas.license=null"], {}, "atlas.license is not set; name the licence"),
         (["--private"], {}, "--private: nothing is pushed; give --push USER/NAME too"),
         (["--push", "ann/small"], {}, "not logged in to the hub"),
+        (
+            ["identify.method=mean_activation", *KNOBS],
+            {},
+            "identify.method: mean_activation has no stability",
+        ),
+        (["identify.part=0/2"], {}, "identify.part: 0/2 counts a part and selects no neurons"),
+        (["identify.zero_stage=3"], {}, "the atlas's ablation loads it whole; set 0"),
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, "under srun or torchrun let `lape-ds identify` count"),
     ],
 )
@@ -349,9 +399,6 @@ def test_refused_before_anything_runs(
 
 
 def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
-    from lape_ds.atlas.folder import write_atlas
-    from lape_ds.errors import UserError
-
     recipe = load_recipe(made.work / "small.yaml")
     other = recipe.model_copy(update={"output_dir": tmp_path})
     (tmp_path / "identify").symlink_to(recipe.identify_dir)
@@ -368,6 +415,27 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "counts/" not in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+
+
+def test_results_of_another_selection_are_refused(made: Made, tmp_path: Path) -> None:
+    recipe = load_recipe(made.work / "small.yaml")
+    other = recipe.model_copy(update={"output_dir": tmp_path})
+    shutil.copytree(recipe.identify_dir, other.identify_dir)
+    (tmp_path / "ablation").symlink_to(recipe.output_dir / "ablation")
+    path = other.identify_dir / "stability.json"
+    stability = json.loads(path.read_text(encoding="utf-8"))
+    for wrong in (
+        {"method": "family_lape"},
+        {"languages": {"mlt_Latn": stability["languages"]["mlt_Latn"]}},
+    ):
+        path.write_text(json.dumps(stability | wrong), encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"stability.json is of another selection than neurons.safetensors"
+        ):
+            write_atlas(other, with_counts=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"no such file: .*stability.json"):
+        write_atlas(other, with_counts=False)
 
 
 def test_the_card_of_a_hub_model(made: Made, tmp_path: Path) -> None:

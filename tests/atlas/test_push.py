@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from pathlib import Path
 from lape_ds.atlas.push import check_push, push_atlas
 from lape_ds.errors import UserError
 try:
-    check_push(sys.argv[1])
+    check_push(sys.argv[1], private=sys.argv[3] == "private")
     print(push_atlas(Path(sys.argv[2]), sys.argv[1], private=sys.argv[3] == "private"))
 except UserError as error:
     print(f"refused: {error}")
@@ -94,10 +95,28 @@ def test_a_later_atlas_takes_its_place(pushing: Pushing) -> None:
     (pushing.folder / "counts" / "kat_Geor.safetensors").unlink()
     (pushing.folder / "languages.json").write_text('{"languages": 1}\n')
     num_asked = len(pushing.hub.asked)
+    told = pushing.push("lab/neurons", visibility="private", HF_TOKEN="hf_ann")
+    assert told.startswith("refused: --push lab/neurons: --private, and the repository is public;")
     pushing.push("lab/neurons", HF_TOKEN="hf_ann")
     assert pushing.uploaded("lab/neurons") == contents(pushing.folder) | {"NOTES.md": b"by hand"}
     assert not any(line.startswith("PUT") for line in pushing.hub.asked[num_asked:]), "sent again"
     assert pushing.hub.uploads.private == set()
+    published = pushing.uploaded("lab/neurons")
+    shutil.rmtree(pushing.folder / "counts")
+    pushing.push("lab/neurons", HF_TOKEN="hf_ann")
+    assert pushing.uploaded("lab/neurons") == published, "counts that were left out are gone"
+
+
+def test_another_repository_is_left(pushing: Pushing) -> None:
+    folder = pushing.work / "hub" / "models" / "ann" / "llama"
+    (folder / "counts").mkdir(parents=True)
+    (folder / "README.md").write_text("my model")
+    (folder / "counts" / "mine.safetensors").write_text("mine")
+    before = pushing.uploaded("ann/llama")
+    told = pushing.push("ann/llama", HF_TOKEN="hf_ann")
+    assert told.startswith("refused: --push ann/llama: the repository holds something else than an atlas")
+    assert pushing.uploaded("ann/llama") == before
+    assert pushing.hub.uploads.commits == {}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +140,7 @@ def test_refusals(pushing: Pushing, repository: str, environment: dict[str, str]
 def test_rights_that_end_in_the_meantime(pushing: Pushing) -> None:
     """What whoami allows the repository may still refuse: its own rules are asked only by writing."""
     pushing.push("ann/neurons", HF_TOKEN="hf_ann")
-    code = PUSH.replace("check_push(sys.argv[1])", "")
+    code = PUSH.replace('check_push(sys.argv[1], private=sys.argv[3] == "private")', "")
     done = subprocess.run(
         [sys.executable, "-c", code, "ann/neurons", str(pushing.folder), "public"],
         env=pushing.hub.environment(pushing.work / "home", HF_TOKEN="hf_reads"),

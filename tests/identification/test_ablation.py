@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lape_ds import cli
+from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.errors import UserError
 from lape_ds.identification import ablation
@@ -27,7 +28,7 @@ from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
 from lape_ds.neurons.counts import Counts, CountSettings
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.training.texts import heldout_part, heldout_text
+from lape_ds.training.texts import heldout_part
 from tests.conftest import byte_tokenizer
 
 CODES = ["kat_Geor", "eng_Latn", "mlt_Latn"]
@@ -35,6 +36,7 @@ PLANTED = (1, 7)
 NEURONS = {"kat_Geor": [PLANTED], "eng_Latn": [(0, 3), (2, 1)], "mlt_Latn": []}
 MOST_ACTIVE = {"kat_Geor": 11, "eng_Latn": 5}  # index in every layer
 LAYERS, SIZE = 3, 23
+ENOUGH = 22_500  # tokens that are read for 1500 held-out ones: 1.5 x 1500 / 0.1
 
 RECIPE = """
 name: planted
@@ -130,7 +132,12 @@ def naive_bits(recipe: Recipe, model_folder: Path, code: str, off: list[tuple[in
     for layer, index in off:
         with torch.no_grad():
             model.get_parameter(f"model.layers.{layer}.mlp.down_proj.weight")[:, index] = 0
-    documents = heldout_part(recipe, heldout_text(recipe, load_tokenizer(model_folder), code)).documents
+    documents = heldout_part(
+        recipe,
+        prepare_corpora(
+            recipe, load_tokenizer(model_folder), [code], train_tokens={code: ENOUGH}, or_all=True
+        )[code],
+    ).documents
     nats, length = 0.0, recipe.train.block_length
     for document in documents:
         ids = torch.cat([torch.tensor([1]), document.token_ids])  # BOS
@@ -255,6 +262,44 @@ def test_a_control_or_a_language_more_costs_only_itself(
     assert equal(ablate(recipe, num_random=2), measured[1])
     assert len(calls) == 2 * 3
     assert found.languages == tuple(CODES)
+
+
+def test_languages_that_are_left_out_stay_in_the_files(
+    tmp_path: Path,
+    model_folder: Path,
+    measured: tuple[Recipe, Ablation],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = make_recipe(tmp_path, model_folder)
+    ablate(recipe, languages=["ka", "mt"], num_random=2)
+    ablate(recipe, languages=["ka", "en"], num_random=2)
+    calls, _ = counted_calls(monkeypatch)
+    assert equal(ablate(recipe, num_random=2), measured[1])
+    assert len(calls) == 4, "Maltese in English's rows alone was not there"
+    assert "measured anew" not in capsys.readouterr().out
+    monkeypatch.setattr(ablation, "_device_name", lambda: "another GPU")
+    ablate(recipe, num_random=2)
+    assert len(calls) == 4 + 27
+    assert "9 of 9 rows in" in (told := capsys.readouterr().out)
+    assert "are measured anew: device cpu there, another GPU now" in told
+
+
+def test_no_more_text_is_read_than_is_measured(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """English is the target and trains on all it has: hours of packing that an ablation has no use for."""
+    recipe = make_recipe(tmp_path, model_folder, "train.tokens=all")
+    asked: dict[str, Any] = {}
+    original = ablation.prepare_corpora
+
+    def prepare(*arguments: Any, train_tokens: Any, **more: Any) -> Any:
+        asked.update(train_tokens)
+        return original(*arguments, train_tokens=train_tokens, **more)
+
+    monkeypatch.setattr(ablation, "prepare_corpora", prepare)
+    ablate(recipe, languages=["ka", "en"], num_random=1)
+    assert asked == {"kat_Geor": ENOUGH, "eng_Latn": ENOUGH}
 
 
 @pytest.mark.parametrize(
