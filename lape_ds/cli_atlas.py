@@ -6,13 +6,15 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, load
 from lape_ds.errors import UserError
-from lape_ds.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lape_ds.recipe import Recipe
 
 
 def add_atlas_command(app: typer.Typer) -> None:
