@@ -216,9 +216,10 @@ def test_estonian_and_romanised_nepali_have_belebele_s_codes() -> None:
     }
 
 
-def own_suite(tmp_path: Path, *tasks: str) -> Suite:
+def own_suite(tmp_path: Path, *tasks: str, language: str = "en") -> Suite:
     path = tmp_path / "own.yaml"
-    path.write_text("name: own\ntasks:\n" + "".join(f"  {task}\n" for task in tasks), encoding="utf-8")
+    lines = ["name: own", f"languages: [{language}]", "tasks:", *(f"  {task}" for task in tasks)]
+    path.write_text("\n".join(lines), encoding="utf-8")
     return load_suite(path)
 
 
@@ -246,7 +247,7 @@ def test_any_task_of_the_harness_is_one_line(tmp_path: Path) -> None:
 
 def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"suite task 'mmul' .*own\.yaml:3.*no task 'mmul', did you mean 'mmlu'\?"
+        UserError, match=r"suite task 'mmul' .*own\.yaml:4.*no task 'mmul', did you mean 'mmlu'\?"
     ):
         own_suite(tmp_path, "mmul:")
     belebele = '"belebel_{belebele}"'
@@ -260,7 +261,9 @@ def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
 def test_the_harness_s_own_flores_is_refused_for_what_reads_its_successor(tmp_path: Path) -> None:
     """`facebook/flores` is a script, which `datasets` no longer runs."""
     suite = own_suite(
-        tmp_path, 'flores: {task: "flores_afr_Latn-eng_Latn_prompt_1", metric: chrf, direction: higher}'
+        tmp_path,
+        'flores: {task: "flores_afr_Latn-eng_Latn_prompt_1", metric: chrf, direction: higher}',
+        language="af",
     )
     with pytest.raises(
         UserError, match=r"facebook/flores no longer loads; name flores_from_english and flores_to_english"
