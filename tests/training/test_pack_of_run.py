@@ -234,12 +234,15 @@ def test_a_difference_is_the_pack_of_the_run(runs: dict[str, Path], name: str, t
     pack.save(tmp_path / "pack.safetensors")
     expected.save(tmp_path / "expected.safetensors")
     assert pack.neurons.tolist() == expected.neurons.tolist()
-    metadata = []
+    metadata, tensors = [], []
     for file in ("pack", "expected"):
         with safe_open(tmp_path / f"{file}.safetensors", framework="pt") as opened:
             metadata.append(opened.metadata())
-    for key in ("sha256", "base_fingerprint", "languages", "base_model"):
+            tensors.append({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
+    for key in ("base_fingerprint", "languages", "base_model"):
         assert metadata[0][key] == metadata[1][key]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
 @pytest.mark.parametrize(
