@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lape_ds.analysis.frontier import At, Frontier, MethodFrontier, RatePoint, levels
 from lape_ds.analysis.sweep_results import SweepResults
+from lape_ds.markdown import markdown_table
 from lape_ds.recipe import rate_label
 
 _MOST_LEVELS = 6  # columns that a terminal has room for
@@ -124,11 +125,11 @@ def markdown(results: SweepResults, tables: Sequence[LevelTable]) -> str:
                 for column, at in enumerate(row)
             ]
             body.append([name, *cells])
-        parts += [f"## {table.title}", _pipe_table(head, body) if table.levels else NO_LEVEL]
+        parts += [f"## {table.title}", markdown_table(head, body) if table.levels else NO_LEVEL]
     parts.append(CAPTION)
     parts += [
         "## Every point",
-        _pipe_table(*_points(results)),
+        markdown_table(*_points(results)),
         "● on its method's frontier. ± half the range over seeds.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -176,11 +177,6 @@ def seeds_text(rate: RatePoint) -> str:
 
 def _bold(text: str, is_best: bool) -> str:
     return f"**{text}**" if is_best else text
-
-
-def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def as_json(results: SweepResults, tables: Sequence[LevelTable]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ After training and evaluation, from what their folders hold; nothing stands in i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from huggingface_hub import metadata_load
 from lape_ds.errors import UserError
 from lape_ds.evaluation.results import TaskResult, read_result
 from lape_ds.languages import find_language
+from lape_ds.markdown import markdown_table
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.runlog import readable_bytes, readable_count
 from lape_ds.subnetwork.pack import Pack
@@ -115,11 +115,6 @@ def _hub_code(code: str) -> str:
     return language.iso639_1 or language.iso639_3
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _what_trained(pack: Pack, path: Path) -> str:
     rows = [
         ["neurons", f"{len(pack.neurons):,}"],
@@ -135,7 +130,7 @@ def _what_trained(pack: Pack, path: Path) -> str:
         if not isinstance(value, dict) and key != "composed_of"
     ]
     per_layer = ", ".join(f"{layer}: {len(pack.index(layer)):,}" for layer in pack.new)
-    parts = [f"## What trained\n\n{_table(['', ''], rows)}", f"Neurons by layer: {per_layer}."]
+    parts = [f"## What trained\n\n{markdown_table(['', ''], rows)}", f"Neurons by layer: {per_layer}."]
     return "\n\n".join(parts)
 
 
@@ -165,7 +160,7 @@ def _data(recipe: Recipe, run_dir: Path) -> str:
         rows.append(
             [find_language(code).name, described, identity.get(f"text of {code}", "–").rpartition(", ")[2]]
         )
-    return f"## Data\n\n{_table(['language', 'source', 'packed'], rows)}"
+    return f"## Data\n\n{markdown_table(['language', 'source', 'packed'], rows)}"
 
 
 def _recipe(recipe: Recipe) -> str:
@@ -186,7 +181,7 @@ def _results(recipe: Recipe, run_dir: Path, pack: Pack) -> list[str]:
         ]
         parts.append(
             f"Held-out text of the recipe's corpus, bits per byte (lower is better), the whole run:\n\n"
-            f"{_table(['language', 'base', 'with the pack', 'change'], rows)}"
+            f"{markdown_table(['language', 'base', 'with the pack', 'change'], rows)}"
         )
     base, own = (_evaluated(recipe.output_dir / "eval" / name) for name in ("base", run_dir.resolve().name))
     rows = [
@@ -201,7 +196,7 @@ def _results(recipe: Recipe, run_dir: Path, pack: Pack) -> list[str]:
         if task in base and one.metric in one.scores and one.metric in base[task].scores
     ]
     if rows:
-        parts.append(_table(["task", "language", "metric", "base", "with the pack"], rows))
+        parts.append(markdown_table(["task", "language", "metric", "base", "with the pack"], rows))
     return ["## Results\n\n" + "\n\n".join(parts)] if parts else []
 
 

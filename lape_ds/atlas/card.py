@@ -6,7 +6,7 @@ After the folder's other files: every number on the card is read from one of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from lape_ds.atlas.provenance import model_lines, source_lines
 from lape_ds.languages import find_language
+from lape_ds.markdown import markdown_table
 from lape_ds.recipe import HubSource, Recipe
 
 _TAGS = ["lape-ds", "language-neurons", "lape", "multilingual", "interpretability"]
@@ -121,7 +122,7 @@ def _opening(recipe: Recipe, facts: Facts) -> list[str]:
 
 def _contents(facts: Facts) -> list[str]:
     rows = [[name, what] for name, what in _FILES.items() if facts.has_counts or name != "counts/"]
-    return ["## What is here", "", *_table(["file", "content"], rows, "ll")]
+    return ["## What is here", "", markdown_table(["file", "content"], rows, num_left=2)]
 
 
 def _languages(facts: Facts) -> list[str]:
@@ -162,7 +163,7 @@ def _languages(facts: Facts) -> list[str]:
         f"Over all languages: a median of {summary['median_neurons']:g} neurons, a mean confidence of "
         f"{_two_digits(summary['mean_confidence'])}, a median agreement of {_two_digits(summary['median_agreement'])}.",
         "",
-        *_table(headings, rows, "lllrrrrrr"),
+        markdown_table(headings, rows, num_left=3),
         "",
         f"Two languages of one family share {_three_digits(within)} of their neurons in the mean (Jaccard), two of different "
         f"families {_three_digits(between)}.",
@@ -198,7 +199,7 @@ def _proof(facts: Facts) -> list[str]:
         f"{num_random} random sets of the same size in every layer (their mean) and of the neurons that are most active on the "
         "language's text.",
         "",
-        *_table(headings, [*rows, overall], "lrrrrrr"),
+        markdown_table(headings, [*rows, overall]),
         "",
         "Specificity above the controls': "
         + "; ".join(
@@ -312,13 +313,6 @@ def _citation(recipe: Recipe) -> list[str]:
         "(arXiv 2402.16438); D. Gurgurov, J. van Genabith, S. Ostermann, *Sparse Subnetwork Enhancement for Underrepresented "
         "Languages in Large Language Models* (arXiv 2510.13580). Made with lape-ds.",
     ]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> Iterator[str]:
-    yield "| " + " | ".join(headings) + " |"
-    yield "| " + " | ".join({"l": "---", "r": "---:"}[side] for side in alignment) + " |"
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
 
 
 def _percent(share: float) -> str:

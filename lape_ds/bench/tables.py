@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from lape_ds.markdown import markdown_table
 from lape_ds.runlog import readable_bytes, readable_count
 
 Record = Mapping[str, Any]
@@ -34,15 +35,8 @@ def show(record: Record) -> None:
 
 def markdown(record: Record) -> str:
     """The same tables, with what they were measured on below."""
-    parts = []
-    for title, headings, rows in _tables(record):
-        lines = [f"**{title}**", "", _line(headings), _line(["---"] + ["---:"] * (len(headings) - 1))]
-        parts.append("\n".join(lines + [_line(row) for row in rows]))
+    parts = [f"**{title}**\n\n{markdown_table(headings, rows)}" for title, headings, rows in _tables(record)]
     return "\n\n".join([*parts, f"`{record['command']}`: {_where(record)}"]) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _where(record: Record) -> str:
