@@ -5,7 +5,7 @@ The room's other command.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,10 @@ from transformers import PreTrainedModel
 
 from lape_ds.bench.record import new_record, write_record
 from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
-from lape_ds.bench.shapes import Shape, build_model, find_shape
+from lape_ds.bench.shapes import Shape, build_model, check_runs, choose_shape
 from lape_ds.bench.team import Team
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.corpora.streams import Block
-from lape_ds.errors import UserError
 from lape_ds.model.meters import peak_bytes, storage_bytes
 from lape_ds.neurons.counting import count_activations
 from lape_ds.neurons.counts import CountedBlocks, CountSettings
@@ -51,11 +50,8 @@ def bench_identify(
     Raises:
         UserError: No such shape, one that needs a GPU, or fewer GPUs than ranks.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape_name = shape_name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
-    shape = find_shape(shape_name)
-    if shape.large and device.type == "cpu":
-        raise UserError(f"--shape {shape_name} needs a GPU, and torch finds none; take --shape cpu-100m")
+    shape_name, shape, device = choose_shape(shape_name)
+    check_runs(shape_name, shape, device)
     record = new_record("identify", measured=True)
     record["settings"] = {
         "shape": shape_name,
@@ -99,19 +95,10 @@ def _measure(shape: Shape, device: torch.device, rounds: int, seed: int) -> dict
         device=device,
         description=f"Forward passes, {shape.dtype}",
     )
-    num_tokens = BATCHES_PER_TURN * shape.num_tokens
-    return {
-        "methods": {
-            name: {
-                "what": WAYS[name],
-                "seconds": asdict(Spread.of(taken)),
-                "tokens_per_second": num_tokens / Spread.of(taken).median,
-                "peak": peaks[name],
-            }
-            for name, taken in seconds.items()
-        },
-        **recorded_ratios(seconds),
-    }
+    found = _recorded(seconds, BATCHES_PER_TURN * shape.num_tokens)
+    for name, peak in peaks.items():
+        found["methods"][name]["peak"] = peak
+    return found
 
 
 def _measure_ranks(
@@ -126,7 +113,11 @@ def _measure_ranks(
             device=device,
             description=f"Forward passes, {num_ranks} ranks, {shape.dtype}",
         )
-    num_tokens = num_ranks * BATCHES_PER_TURN * shape.num_tokens
+    return _recorded(seconds, num_ranks * BATCHES_PER_TURN * shape.num_tokens)
+
+
+def _recorded(seconds: Mapping[str, Sequence[float]], num_tokens: int) -> dict[str, Any]:
+    """What is kept of the ways' times for so many tokens."""
     return {
         "methods": {
             name: {

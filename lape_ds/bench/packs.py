@@ -23,12 +23,13 @@ from lape_ds.bench.rounds import Spread, interleave, recorded_ratios
 from lape_ds.bench.shapes import (
     Shape,
     build_model,
+    check_runs,
+    choose_shape,
     draw_neurons,
     find_shape,
     neurons_per_layer,
     random_batch,
 )
-from lape_ds.errors import UserError
 from lape_ds.recipe import TrainSection
 from lape_ds.subnetwork.adapters import add_adapter
 from lape_ds.subnetwork.pack import PROJECTIONS, Pack, language
@@ -54,11 +55,8 @@ def bench_pack(shape_name: str | None, *, neurons: str, rounds: int, seed: int, 
     Raises:
         UserError: No such shape or choice of neurons, or a shape that needs a GPU.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape_name = shape_name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
-    shape = find_shape(shape_name)
-    if shape.large and device.type == "cpu":
-        raise UserError(f"--shape {shape_name} needs a GPU, and torch finds none; take --shape cpu-100m")
+    shape_name, shape, device = choose_shape(shape_name)
+    check_runs(shape_name, shape, device)
     record = new_record("pack", measured=True)
     record["settings"] = {
         "shape": shape_name,

@@ -138,6 +138,30 @@ def find_shape(name: str) -> Shape:
     return SHAPES[name]
 
 
+def choose_shape(name: str | None) -> tuple[str, Shape, torch.device]:
+    """The shape of that name, or this machine's: the 100 M one, or Llama-3.1-8B's where there is a GPU.
+
+    Returns:
+        Its name, itself, and the device on which it runs; `check_runs` says whether it can.
+
+    Raises:
+        UserError: No such shape.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
+    return name, find_shape(name), device
+
+
+def check_runs(name: str, shape: Shape, device: torch.device) -> None:
+    """Makes sure that a shape is none of those that need a GPU where there is none.
+
+    Raises:
+        UserError: It is.
+    """
+    if shape.large and device.type == "cpu":
+        raise UserError(f"--shape {name} needs a GPU, and torch finds none; take --shape cpu-100m")
+
+
 def neurons_per_layer(shape_name: str, kind: str) -> tuple[int, ...]:
     """How many neurons train in each layer.
 

@@ -24,8 +24,8 @@ from lape_ds.bench.shapes import (
     Shape,
     all_scored,
     build_model,
+    choose_shape,
     draw_neurons,
-    find_shape,
     neurons_per_layer,
     random_batch,
 )
@@ -57,9 +57,7 @@ def bench_train(
     Raises:
         UserError: A name that is not known.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape_name = shape_name or ("llama-3.1-8b" if device.type == "cuda" else "cpu-100m")
-    shape = find_shape(shape_name)
+    shape_name, shape, device = choose_shape(shape_name)
     counts = neurons_per_layer(shape_name, neurons)
     wanted = _known(methods)
     planned = shape.large and device.type == "cpu"
