@@ -5,7 +5,6 @@ Beside cli.py, which has the other commands.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,9 +44,9 @@ def make_atlas(
     Publish it: lape-ds atlas recipes/atlas.yaml atlas.license=cc-by-4.0 --push USER/NAME --private
     """
     loaded = load(recipe, overrides)
-    from lape_ds.distributed.launchers import slurm
+    from lape_ds.distributed.divided import is_started_as_rank
 
-    if slurm.is_rank() or "RANK" in os.environ:
+    if is_started_as_rank():
         raise UserError(
             "lape-ds atlas is one process, which starts ranks itself; under srun or torchrun let `lape-ds identify` count, then "
             "run `lape-ds atlas` alone: it finds the counts"

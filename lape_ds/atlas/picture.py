@@ -19,7 +19,7 @@ from lape_ds.analysis.overlap import by_family
 _AGREEMENT, _CONFIDENCE = "#0072B2", "#D55E00"  # Okabe and Ito
 
 
-def draw_stability(stability: Mapping[str, Any], families: Mapping[str, str]) -> Figure:
+def draw_agreement_and_confidence(stability: Mapping[str, Any], families: Mapping[str, str]) -> Figure:
     """Above, agreement at doubling amounts of text; below, a row for each language.
 
     Args:

@@ -49,7 +49,7 @@ def run_divided(stage: DividedStage) -> int:
     Raises:
         UserError: What is asked cannot be done. Of ranks, one tells it and all end.
     """
-    if slurm.is_rank() or "RANK" in os.environ:
+    if is_started_as_rank():
         return _as_rank(stage)
     recipe = _enter(stage)
     num_ranks = None if recipe is None else recipe.launch.num_ranks
@@ -57,6 +57,11 @@ def run_divided(stage: DividedStage) -> int:
         return launch_ranks(stage.name, stage.words, slots)
     with StopRequest(stage.stopped):
         return stage.work(recipe)
+
+
+def is_started_as_rank() -> bool:
+    """Whether a launcher has started this process as a rank, be it the only one."""
+    return slurm.is_rank() or "RANK" in os.environ
 
 
 def _enter(stage: DividedStage) -> Recipe | None:

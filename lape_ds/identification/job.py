@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lape_ds.corpora.packing import PackedCorpus
@@ -74,7 +74,10 @@ def prepare_job(recipe: Recipe) -> Job:
             unlike software, recipes, text or weights.
     """
     model_folder = recipe_model(recipe)
-    settings = {"dtype": _torch_dtype(recipe), "attn_implementation": recipe.model.attn_implementation}
+    settings = {
+        "dtype": getattr(torch, recipe.counting_dtype),
+        "attn_implementation": recipe.model.attn_implementation,
+    }
     skeleton = load_skeleton(model_folder, **settings)
     model_shape(skeleton)  # refuses what is not supported
     if recipe.identify.reset_positions:
@@ -113,12 +116,6 @@ def prepare_job(recipe: Recipe) -> Job:
 def count_sections(recipe: Recipe) -> tuple[str, ...]:
     """Keys of the recipe on which the content of its folder of counts depends: of a part, also how the text is cut into units."""
     return _COUNT_SECTIONS if recipe.identify.part is None else (*_COUNT_SECTIONS, "identify.shard_tokens")
-
-
-def _torch_dtype(recipe: Recipe) -> Any:
-    import torch
-
-    return getattr(torch, recipe.counting_dtype)
 
 
 def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:
