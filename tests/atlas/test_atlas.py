@@ -23,16 +23,15 @@ from safetensors import safe_open
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.folder import write_atlas
 from lape_ds.atlas.published import published_recipe
-from lape_ds.corpora.cldr import sample_records
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
-from lape_ds.model.create import create_model, train_tokenizer
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.families import family
 from lape_ds.neurons.neuron_set import NeuronSet
-from lape_ds.recipe import CreateSection, load_recipe, to_yaml
+from lape_ds.recipe import load_recipe, to_yaml
 from tests.hub import Hub, serving
 from tests.hub_uploads import Account
+from tests.identification.making import make_model
 from tests.processes import REPO
 
 CODES = ["mlt_Latn", "kat_Geor", "eng_Latn", "deu_Latn", "nob_Latn", "srp_Cyrl"]
@@ -113,15 +112,6 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def make_model(work: Path) -> None:
-    texts = [
-        record.text for code in CODES for record in sample_records(find_language(code), count=60, seed=1)
-    ]
-    tokenizer = train_tokenizer(texts, work / "tokenizer", 500)
-    create = CreateSection.model_validate({"llama": LLAMA, "pretrain": {"method": "full"}})
-    create_model(create, tokenizer, work / "model", seed=0)
-
-
 def start(work: Path, *arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "lape_ds.cli", "atlas", str(work / "small.yaml"), *arguments],
@@ -156,7 +146,7 @@ def kill_while_counting(work: Path, env: dict[str, str]) -> list[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     work = tmp_path_factory.mktemp("atlas")
-    make_model(work)
+    make_model(work, codes=CODES, llama=LLAMA, num_records=60)
     (work / "small.yaml").write_text(RECIPE.format(work=work), encoding="utf-8")
     (work / "hub" / "models").mkdir(parents=True)
     with serving(work / "hub", accounts={"hf_ann": Account("ann")}) as hub:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ LLAMA = {
 }
 
 
-def make_model(folder: Path) -> Path:
+def make_model(
+    folder: Path,
+    *,
+    codes: Sequence[str] = CODES,
+    llama: Mapping[str, Any] = LLAMA,
+    num_records: int = 100,
+) -> Path:
     texts = [
-        record.text for code in CODES for record in sample_records(find_language(code), count=100, seed=1)
+        record.text
+        for code in codes
+        for record in sample_records(find_language(code), count=num_records, seed=1)
     ]
     tokenizer = train_tokenizer(texts, folder / "tokenizer", 500)
-    create = CreateSection.model_validate({"llama": LLAMA, "pretrain": {"method": "full"}})
+    create = CreateSection.model_validate({"llama": llama, "pretrain": {"method": "full"}})
     create_model(create, tokenizer, folder / "model", seed=0)
     return folder / "model"
 
