@@ -20,11 +20,11 @@ CONTEXT = 640  # tokens of `roomy_model`: five examples fit, or 512 new tokens; 
 SUITE = """\
 name: published
 tasks:
-  mmlu: {task: mmlu_anatomy, num_fewshot: 5, metric: acc, direction: higher, random_baseline: 0.25, languages: [mlt]}
-  arc: {task: arc_easy, num_fewshot: 5, metric: acc_norm, direction: higher, random_baseline: 0.25, languages: [mlt]}
+  mmlu: {task: mmlu_anatomy, num_fewshot: 5, metric: acc, direction: higher, random_baseline: 0.25, languages: [mlt, eng]}
+  arc: {task: arc_easy, num_fewshot: 5, metric: acc_norm, direction: higher, random_baseline: 0.25, languages: [mlt, eng]}
   flores: {task: flores_from_english, metadata: {language: "{code}"}, num_fewshot: 1, metric: chrf++, direction: higher}
   heldout: {task: heldout_bits_per_byte, metric: bits_per_byte, direction: lower}
-  wikitext: {task: wikitext, metric: bits_per_byte, direction: lower, languages: [mlt]}
+  wikitext: {task: wikitext, metric: bits_per_byte, direction: lower, languages: [mlt, eng]}
 """
 
 
