@@ -20,6 +20,7 @@ from lape_ds.atlas.picture import draw_agreement_and_confidence
 from lape_ds.atlas.published import is_local, published_model_id, published_recipe
 from lape_ds.atlas.push import ATLAS_MARKER
 from lape_ds.atlas.table import describe_languages
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
@@ -39,9 +40,14 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
         The folder.
 
     Raises:
-        UserError: Identification or ablation is missing or of other languages, the folder holds something else, or cannot be
-            written.
+        UserError: Identification or ablation is missing or of other languages, the folder holds something else, another job is
+            writing it, or it cannot be written.
     """
+    with take_lock(recipe.atlas_dir, instead="set another output_dir"):
+        return _write(recipe, with_counts=with_counts)
+
+
+def _write(recipe: Recipe, *, with_counts: bool) -> Path:
     named = {"model_id": published_model_id(recipe)}
     neuron_set = replace(NeuronSet.load(recipe.identify_dir / "neurons.safetensors"), **named)
     stability = _read_json(recipe.identify_dir / "stability.json", "lape-ds identify") | named

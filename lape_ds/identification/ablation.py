@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.streams import Document
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.identification.ablation_rows import BASE, AblatedSet, RowFile
 from lape_ds.languages import find_language
@@ -151,7 +152,7 @@ def ablate(
 
     Raises:
         UserError: There is no neuron set, or one of another model; fewer than two languages, or no neurons; no counts; no text;
-            or the folder is of another recipe.
+            or the folder is of another recipe, or another job is at work in it.
     """
     recipe = _with_tokens(recipe, tokens_per_language)
     folder = output_dir or recipe.output_dir / "ablation"
@@ -174,10 +175,11 @@ def ablate(
         "max_length": min(recipe.train.block_length, longest),
         "tokens_per_batch": recipe.train.heldout.tokens_per_batch,
     }
-    freeze_recipe(recipe, folder, sections=_SECTIONS)
-    files = [RowFile(folder / "rows" / f"{one.name}.safetensors", one, settings) for one in sets]
-    base, *rows = _measure(recipe, model_folder, files, texts)
-    write_run_json(folder, recipe, {"stage": "ablate", **settings})
+    with take_lock(folder, instead="name another folder (--output, or another output_dir)"):
+        freeze_recipe(recipe, folder, sections=_SECTIONS)
+        files = [RowFile(folder / "rows" / f"{one.name}.safetensors", one, settings) for one in sets]
+        base, *rows = _measure(recipe, model_folder, files, texts)
+        write_run_json(folder, recipe, {"stage": "ablate", **settings})
     return Ablation(
         neuron_set=neuron_set,
         settings=settings,

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.folder import write_atlas
 from lape_ds.atlas.published import published_recipe
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.neurons.counts import Counts
@@ -398,6 +399,11 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds other things and is left as it is"):
         write_atlas(other, with_counts=True)
     (tmp_path / "atlas" / "notes.txt").unlink()
+    with (
+        take_lock(tmp_path / "atlas", instead="leave"),
+        pytest.raises(UserError, match=r"another process is at work in .*atlas .* or set another output_dir"),
+    ):
+        write_atlas(other, with_counts=True)
     folder = write_atlas(other, with_counts=False)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         name for name in FILES if not name.startswith("counts/")
