@@ -229,11 +229,11 @@ def select_neurons(
     ],
     overrides: OverridesArgument = None,
 ) -> None:
-    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs no model.
+    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs neither model nor text.
 
     Example: lape-ds neurons select recipes/llama-3.1-8b.yaml merged neurons.safetensors identify.method=family_lape
     """
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, for_counts_alone=True)
     from lape_ds.neurons.selection import select_from_folder
 
     found = select_from_folder(loaded, counts)
@@ -272,7 +272,7 @@ def show_stability(
         paths = sorted(folder.glob("*.safetensors"))
         section, seed = identify_section([path.stem for path in paths], overrides or []), 0
     else:
-        loaded = load(target, overrides)
+        loaded = load(target, overrides, for_counts_alone=True)
         section, seed = loaded.identify, loaded.seed
         paths = counts_files(loaded, loaded.identify_dir / "counts")
     stability = measure_files(section, paths, seed=seed)

@@ -17,6 +17,7 @@ from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_pi
 from lape_ds.analysis.overlap import Layers, Overlap, set_families
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.picture import draw_agreement_and_confidence
+from lape_ds.atlas.provenance import commits_read
 from lape_ds.atlas.published import is_local, published_model_id, published_recipe
 from lape_ds.atlas.push import ATLAS_MARKER
 from lape_ds.atlas.table import describe_languages
@@ -107,7 +108,7 @@ def _write_counts(recipe: Recipe, folder: Path, neuron_set: NeuronSet) -> None:
 
 def _draw(neuron_set: NeuronSet, stability: Mapping[str, Any], folder: Path) -> None:
     families = dict(zip(neuron_set.languages, set_families(neuron_set), strict=True))
-    write_picture(draw_agreement_and_confidence(stability, families), folder / "stability.png")
+    write_picture(draw_agreement_and_confidence(stability, families), folder / "agreement.png")
     write_picture(draw_layers(Layers.of(neuron_set)), folder / "layers.png")
     for name, overlap in (
         ("languages", Overlap.of_languages(neuron_set)),
@@ -132,4 +133,5 @@ def _run(recipe: Recipe) -> dict[str, Any]:
             "hub_id": None if is_local(recipe) else recipe.model.path,
             "revision": recipe.model.revision,
         },
+        "commits": commits_read(recipe),
     }
