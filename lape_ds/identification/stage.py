@@ -17,8 +17,9 @@ from rich.table import Table
 from lape_ds.distributed import ranks
 from lape_ds.distributed.agreement import check_one_folder
 from lape_ds.distributed.run_lock import take_lock
-from lape_ds.identification.job import Job, count_sections, prepare_job
+from lape_ds.identification.job import Job, prepare_job
 from lape_ds.identification.rounds import Plan, next_plan
+from lape_ds.identification.sections import count_sections
 from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
 from lape_ds.neurons.neuron_set import NeuronSet

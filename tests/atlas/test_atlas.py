@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from lape_ds.atlas.card import write_card
 from lape_ds.atlas.folder import write_atlas
 from lape_ds.atlas.provenance import commits_read
 from lape_ds.atlas.published import published_recipe
+from lape_ds.cli_atlas import _check_recipe
 from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
@@ -397,8 +399,12 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     (tmp_path / "ablation").symlink_to(recipe.output_dir / "ablation")
     (tmp_path / "atlas").mkdir()
     (tmp_path / "atlas" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other things and is left as it is"):
-        write_atlas(other, with_counts=True)
+    for write in (
+        _check_recipe,
+        partial(write_atlas, with_counts=True),
+    ):  # the former before hours of counting
+        with pytest.raises(UserError, match="holds other things and is left as it is"):
+            write(other)
     (tmp_path / "atlas" / "notes.txt").unlink()
     with (
         take_lock(tmp_path / "atlas", instead="leave"),
@@ -430,6 +436,8 @@ def test_results_of_another_selection_are_refused(made: Made, tmp_path: Path) ->
             UserError, match=r"stability.json is of another selection than neurons.safetensors"
         ):
             write_atlas(other, with_counts=False)
+    with pytest.raises(UserError, match=r"ablation holds output of another recipe: train.block_length is 32"):
+        _check_recipe(other.model_copy(update={"train": other.train.model_copy(update={"block_length": 32})}))
     path.unlink()
     with pytest.raises(UserError, match=r"no such file: .*stability.json"):
         write_atlas(other, with_counts=False)

@@ -391,8 +391,15 @@ def test_a_damaged_row_is_told(tmp_path: Path, model_folder: Path) -> None:
     ],
 )
 def test_refused(
-    tmp_path: Path, model_folder: Path, neurons: Any, languages: list[str], message: str
+    tmp_path: Path,
+    model_folder: Path,
+    neurons: Any,
+    languages: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Before all weights are read for their fingerprint, which takes minutes of a large model."""
+    monkeypatch.setattr(ablation, "fingerprint", lambda _: pytest.fail("the weights were read"))
     recipe = load_recipe(str(write_recipe(tmp_path, model_folder, neurons)), [])
     with pytest.raises(UserError, match=message):
         ablate(recipe, languages=languages)
