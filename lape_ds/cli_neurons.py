@@ -261,24 +261,23 @@ def show_stability(
 
     Counts alone: lape-ds neurons stability merged identify.top_rate=0.01
     """
-    from lape_ds.analysis.stability_tables import stability_lines
+    from lape_ds.analysis.stability_tables import knob_lines, stability_lines
     from lape_ds.neurons.selection import counts_files
     from lape_ds.neurons.stability import measure_files
 
-    folder = Path(target)
-    if sorted(folder.glob("*.safetensors")):
+    paths = sorted(Path(target).glob("*.safetensors"))
+    without_recipe = bool(paths)
+    if without_recipe:
         from lape_ds.recipe import identify_section
 
-        paths = sorted(folder.glob("*.safetensors"))
         section, seed = identify_section([path.stem for path in paths], overrides or []), 0
     else:
         loaded = load(target, overrides, for_counts_alone=True)
         section, seed = loaded.identify, loaded.seed
         paths = counts_files(loaded, loaded.identify_dir / "counts")
     stability = measure_files(section, paths, seed=seed)
-    typer.echo(
-        json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(stability_lines(stability))
-    )
+    lines = [*stability_lines(stability), *knob_lines(section, without_recipe=without_recipe)]
+    typer.echo(json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(lines))
     if picture is not None:
         from lape_ds.analysis.neuron_pictures import write_picture
         from lape_ds.analysis.stability_pictures import draw_stability
