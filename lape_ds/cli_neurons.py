@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed, load
+from lape_ds.errors import UserError
 
 neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -288,5 +289,7 @@ def show_stability(
 def _neurons_file(target: str) -> Path:
     if target.endswith(".safetensors"):
         return Path(target)
+    if Path(target).is_file() and Path(target).suffix not in (".yaml", ".yml"):
+        raise UserError(f"{target} is neither a neuron set (.safetensors) nor a recipe (.yaml)")
     loaded = load(target, None)
     return loaded.train.neurons or loaded.identify_dir / "neurons.safetensors"
