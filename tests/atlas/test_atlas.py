@@ -25,7 +25,7 @@ from lape_ds.atlas.card import write_card
 from lape_ds.atlas.folder import write_atlas
 from lape_ds.atlas.provenance import commits_read
 from lape_ds.atlas.published import published_recipe
-from lape_ds.cli_atlas import _check_recipe
+from lape_ds.cli_atlas import _check_recipe  # pyright: ignore[reportPrivateUsage]
 from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language

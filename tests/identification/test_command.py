@@ -9,7 +9,7 @@ import pytest
 
 from lape_ds.distributed import divided
 from lape_ds.errors import UserError
-from lape_ds.identification.command import _stopped, run_identification
+from lape_ds.identification.command import _stopped, run_identification  # pyright: ignore[reportPrivateUsage]
 from lape_ds.recipe import freeze_recipe
 from tests.identification.making import LLAMA, make_recipe, write_recipe
 
