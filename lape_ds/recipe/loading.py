@@ -109,7 +109,7 @@ def _one_line(error: ValidationError, source: SourceText) -> str:
         alike = [one for one in errors if _written_keys(one["loc"], source.data) == keys]
         wanted = " or ".join(dict.fromkeys(_expectation(one) for one in alike))
         what = f"{wanted}, not {_shown(first['input'])}"
-        if "list" in wanted and isinstance(first["input"], str):
+        if any(one["type"] == "list_type" for one in alike) and isinstance(first["input"], str):
             what += f"; write [{first['input']}]"
     return f"{dotted}: {what} ({source.place(keys)})"
 
