@@ -325,7 +325,9 @@ def _complete(source: SourceText) -> dict[str, dict[str, Any]]:
     """
     left_open: dict[str, dict[str, Any]] = {}
     tasks = source.data.get("tasks") if isinstance(source.data, dict) else None
-    for title, line in tasks.items() if isinstance(tasks, dict) else ():
+    if not isinstance(tasks, dict):
+        return left_open
+    for title, line in tasks.items():
         line = {"task": line} if isinstance(line, str) else {} if line is None else line
         if isinstance(line, dict):
             line = {"task": title} | line

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,15 +168,11 @@ def with_few_documents(ablation: Ablation, few: str) -> Ablation:
 def without_language(ablation: Ablation, code: str) -> Ablation:
     """As though it had never been measured."""
     kept = [other for other in ablation.languages if other != code]
-    return Ablation(
-        ablation.neuron_set.only(*kept),
-        ablation.settings,
-        *(
-            {other: part[other] for other in kept}
-            for part in (ablation.num_tokens, ablation.num_bytes, ablation.base)
-        ),
-        tuple(row for row in ablation.rows if row.ablated.language != code),
-    )
+    num_tokens = {other: ablation.num_tokens[other] for other in kept}
+    num_bytes = {other: ablation.num_bytes[other] for other in kept}
+    base = {other: ablation.base[other] for other in kept}
+    rows = tuple(row for row in ablation.rows if row.ablated.language != code)
+    return Ablation(ablation.neuron_set.only(*kept), ablation.settings, num_tokens, num_bytes, base, rows)
 
 
 def test_a_language_with_too_few_documents_costs_only_its_own_interval() -> None:
@@ -186,12 +183,13 @@ def test_a_language_with_too_few_documents_costs_only_its_own_interval() -> None
     expected = Specificity.of(without_language(ablation, few), num_resamples=200)
     assert scores.too_few == (few,)
     assert scores.averaged == tuple(code for code in CODES if code != few)
-    for found, there in (
+    pairs: list[tuple[Mapping[Any, Estimate], Mapping[Any, Estimate]]] = [
         (scores.overall, expected.overall),
         (scores.overall_over, expected.overall_over),
         *((scores.by_language[kind], expected.by_language[kind]) for kind in scores.by_language),
         *((scores.over[kind], expected.over[kind]) for kind in CONTROLS),
-    ):
+    ]
+    for found, there in pairs:
         assert found.keys() - there.keys() <= {few}
         for name, one in there.items():
             assert astuple(found[name]) == pytest.approx(astuple(one))
