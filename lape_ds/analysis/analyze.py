@@ -21,6 +21,7 @@ from lape_ds.analysis.results import (
     analysis_dir,
     common_parent,
     write_analysis,
+    write_files,
 )
 from lape_ds.analysis.runs import AnalyzedRun, open_runs
 from lape_ds.errors import UserError
@@ -51,8 +52,19 @@ def analysis_named(name: str) -> Analysis:
             from lape_ds.analysis.dynamics_picture import draw_dynamics
 
             return Analysis(read_dynamics, draw_dynamics, dynamics_table)
+        case "updates":
+            from lape_ds.analysis.update_measures import measure_updates
+            from lape_ds.analysis.updates import updates_table
+            from lape_ds.analysis.updates_picture import draw_updates
+
+            return Analysis(measure_updates, draw_updates, updates_table, _report_directions)
+        case "overlap":
+            from lape_ds.analysis.trained_overlap import measure_trained_overlap, trained_overlap_table
+            from lape_ds.analysis.trained_overlap_picture import draw_trained_overlap
+
+            return Analysis(measure_trained_overlap, draw_trained_overlap, trained_overlap_table)
         case _:
-            raise UserError(f"{name}: no such analysis yet")
+            raise UserError(f"{name}: not there yet")
 
 
 def analyze(run_dirs: Sequence[Path], *, only: Sequence[str] = (), output: Path | None = None) -> None:
@@ -87,7 +99,11 @@ def _make(
     name: str, runs: Sequence[AnalyzedRun], folder: Path | None, console: Console, *, by_name: bool
 ) -> bool:
     """One analysis of all runs; whether there was any that had what it takes."""
-    analysis = analysis_named(name)
+    try:
+        analysis = analysis_named(name)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return False
     done: list[tuple[AnalyzedRun, Result]] = []
     for run in runs:
         try:
@@ -108,6 +124,25 @@ def _make(
         for table in analysis.joint([run for run, _ in done], folder):
             console.print(table)
     return True
+
+
+def _report_directions(runs: Sequence[AnalyzedRun], folder: Path) -> Sequence[Table]:
+    """Angles between the weight updates of several runs, which only all of them together have."""
+    from lape_ds.analysis.update_measures import measure_directions
+    from lape_ds.analysis.updates import directions_table
+    from lape_ds.analysis.updates_picture import draw_directions
+
+    if len(runs) < 2:
+        return ()
+    found = measure_directions(runs)
+    write_files(
+        folder,
+        "directions",
+        found.as_json(),
+        found.rows(),
+        lambda path, format: draw_directions(found, path, format=format),
+    )
+    return (directions_table(found),)
 
 
 def _draw(analysis: Analysis, results: Sequence[Result], path: Path, format: str) -> None:
