@@ -122,12 +122,13 @@ def _draw_means(axes: Axes, results: Sequence[Dynamics]) -> None:
                     markersize=3,
                 )
     trained = sorted({find_language(code).name for one in results for code in one.subject.languages})
-    _finish_heldout(axes, f"solid: trained ({', '.join(trained)}); dotted: mean of the others")
+    name = trained[0] if len(trained) == 1 else "what was trained"
+    _finish_heldout(axes, f"solid: {name}; dotted: others")
 
 
 def _finish_heldout(axes: Axes, which: str) -> None:
     axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
-    axes.set_title(f"held-out bits per byte, change: {which}", loc="left", fontsize="medium")
+    axes.set_title(f"change of held-out bits per byte, {which}", loc="left", fontsize="medium")
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, float], *, bold: Sequence[str]) -> None:
