@@ -32,8 +32,8 @@ def half_widths(
         num_resamples: How many.
 
     Returns:
-        C of them; None where resamples do not tell: fewer than 10 units that are not empty, fewer than 6 of which add
-        something to the quantity, or all alike.
+        C of them; None where resamples do not tell: fewer than 10 units that are not empty, or fewer than 6 of which add
+        anything to the quantity. 0 where all add alike, as in the comparison of scores.
     """
     values, sizes = values[sizes > 0], sizes[sizes > 0]
     num_units, num_columns = values.shape
@@ -49,9 +49,9 @@ def half_widths(
         drawn, drawn_variances = ratios_and_variances(values, sizes[:, None], counts)
         t[start : start + len(counts)] = studentised(drawn - ratios, drawn_variances, variances)
         start += len(counts)
+    tells = (values != 0).sum(axis=0) >= MIN_DIFFERING
     alike = np.sqrt(variances) <= 1e-12 * np.maximum(1.0, np.abs(ratios))
-    tells = ((values != 0).sum(axis=0) >= MIN_DIFFERING) & ~alike
-    found = widths(variances, t)
+    found = np.where(alike, 0.0, widths(variances, t))
     return [
         float(half_width) if told and math.isfinite(half_width) else None
         for half_width, told in zip(found, tells, strict=True)

@@ -44,8 +44,8 @@ def test_nineteen_of_twenty_intervals_hold_the_mean() -> None:
 def test_what_resamples_do_not_tell_is_none() -> None:
     values = np.zeros((20, 3))
     values[:5, 1] = 1  # too few that differ
-    values[:, 2] = 2  # all alike
-    assert half_widths(values, np.ones(20), name="x", num_resamples=99) == [None, None, None]
+    values[:, 2] = 2  # all alike, and not 0
+    assert half_widths(values, np.ones(20), name="x", num_resamples=99) == [None, None, 0.0]
     assert half_widths(np.random.default_rng(2).normal(size=(9, 1)), np.ones(9), name="x") == [None]
     sizes = np.array([1.0] * 9 + [0.0] * 5)  # empty units are none
     assert half_widths(np.random.default_rng(3).normal(size=(14, 1)), sizes, name="x") == [None]
