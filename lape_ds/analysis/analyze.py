@@ -22,6 +22,7 @@ from lape_ds.analysis.results import (
     analysis_dir,
     common_parent,
     write_analysis,
+    write_files,
 )
 from lape_ds.analysis.runs import AnalyzedRun, open_runs
 from lape_ds.errors import UserError
@@ -69,8 +70,19 @@ def analysis_named(name: str, parallel: ParallelRequest) -> Analysis:
             from lape_ds.analysis.measure_activations import measure_activations
 
             return Analysis(measure_activations, draw_activations, activations_table)
+        case "updates":
+            from lape_ds.analysis.update_measures import measure_updates
+            from lape_ds.analysis.updates import updates_table
+            from lape_ds.analysis.updates_picture import draw_updates
+
+            return Analysis(measure_updates, draw_updates, updates_table, _report_directions)
+        case "overlap":
+            from lape_ds.analysis.trained_overlap import measure_trained_overlap, trained_overlap_table
+            from lape_ds.analysis.trained_overlap_picture import draw_trained_overlap
+
+            return Analysis(measure_trained_overlap, draw_trained_overlap, trained_overlap_table)
         case _:
-            raise UserError(f"{name}: no such analysis yet")
+            raise AssertionError(f"{name} is among ANALYSES and not here")
 
 
 def analyze(
@@ -152,6 +164,25 @@ def _make(
         for table in analysis.joint([run for run, _ in done], folder):
             console.print(table)
     return True
+
+
+def _report_directions(runs: Sequence[AnalyzedRun], folder: Path) -> Sequence[Table]:
+    """Angles between the weight updates of several runs, which only all of them together have."""
+    from lape_ds.analysis.update_measures import measure_directions
+    from lape_ds.analysis.updates import directions_table
+    from lape_ds.analysis.updates_picture import draw_directions
+
+    if len(runs) < 2:
+        return ()
+    found = measure_directions(runs)
+    write_files(
+        folder,
+        "directions",
+        found.as_json(),
+        found.rows(),
+        lambda path, format: draw_directions(found, path, format=format),
+    )
+    return (directions_table(found),)
 
 
 def _draw(analysis: Analysis, results: Sequence[Result], path: Path, format: str) -> None:

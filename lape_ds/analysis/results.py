@@ -109,17 +109,32 @@ def write_analysis(
     Raises:
         UserError: A file cannot be written.
     """
-    head = {"kind": KIND, "analysis": name, "schema_version": SCHEMA_VERSION}
     contents = [result.subject.as_json() | result.as_json() for result in results]
+    rows = [{"run": result.subject.name, **row} for result in results for row in result.rows()]
+    write_files(folder, name, {"runs": contents} if joint else contents[0], rows, draw)
+
+
+def write_files(
+    folder: Path,
+    name: str,
+    content: Mapping[str, Any],
+    rows: Rows,
+    draw: Callable[[Path, Literal["svg", "png"]], None],
+) -> None:
+    """The same of anything that is told as JSON, table and picture.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     with told_if_unwritable(f"the analysis {folder / name}", kept="other files"):
         for format in FORMATS:
             with whole_file(folder / f"{name}.{format}") as temporary:
                 draw(temporary, format)
-        rows = [{"run": result.subject.name, **row} for result in results for row in result.rows()]
         with whole_file(folder / f"{name}.parquet") as temporary:
-            parquet.write_table(pa.Table.from_pylist(rows), temporary)
+            parquet.write_table(pa.Table.from_pylist(list(rows)), temporary)
         # Last: where it is, the others are.
-        write_json(folder / f"{name}.json", head | ({"runs": contents} if joint else contents[0]))
+        head = {"kind": KIND, "analysis": name, "schema_version": SCHEMA_VERSION}
+        write_json(folder / f"{name}.json", {**head, **content})
 
 
 def read_analysis(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from lape_ds.analysis.activation_change import EDGES, Activations
 from lape_ds.analysis.analyze import analyze
 from lape_ds.analysis.measure_activations import group_change, neuron_groups
 from lape_ds.analysis.results import analysis_dir, read_analysis
-from lape_ds.analysis.runs import AnalyzedRun
+from lape_ds.analysis.runs import AnalyzedRun, open_runs
 from lape_ds.corpora.splitting import NUM_BUCKETS
 from lape_ds.model.loading import load_tokenizer
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountSettings
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.training.texts import heldout_text
-from tests.analysis.made_runs import made_run
+from tests.analysis.made_runs import make_run
 
 LAST = [(2, 46), (2, 5), (2, 17)]  # of three layers: nothing counts behind it
 
@@ -70,20 +71,18 @@ def test_the_interval_is_of_buckets_of_text() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> AnalyzedRun:
+def run(tiny_recipe: Path) -> AnalyzedRun:
     """Trained: three gates of the last layer with the opposite sign; a run whose neurons are just these."""
 
-    def change(model: PreTrainedModel) -> None:
-        with torch.no_grad():
-            for layer, index in LAST:
-                model.get_parameter(f"model.layers.{layer}.mlp.gate_proj.weight")[index] *= -1
+    def plant(model: PreTrainedModel) -> None:
+        for layer, index in LAST:
+            model.get_parameter(f"model.layers.{layer}.mlp.gate_proj.weight")[index] *= -1
 
-    made = made_run(tiny_recipe, tmp_path_factory.mktemp("activated"), change, "train.method=random")
-    own = NeuronSet.load(made.recipe.train.neurons or "")
+    run_dir = make_run(tiny_recipe, "activated", method="random", plant=plant)
+    own = NeuronSet.load(run_dir / "neurons.safetensors")
     indices = {"mlt_Latn": torch.tensor(sorted(LAST), dtype=torch.int32)}
-    vars_of = {name: value for name, value in vars(own).items() if name not in ("indices", "method")}
-    NeuronSet(indices=indices, method="random", **vars_of).save(made.run_dir / "neurons.safetensors")
-    return made
+    replace(own, indices=indices, method="random").save(run_dir / "neurons.safetensors")
+    return open_runs([run_dir])[0]
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +142,8 @@ def test_what_is_written_is_what_is_read(run: AnalyzedRun, analysed: Activations
     assert (folder / "activations.png").stat().st_size > 10_000
 
 
-def test_whole_weights_have_the_identified_neurons_as_group(tiny_recipe: Path, tmp_path: Path) -> None:
-    made = made_run(tiny_recipe, tmp_path, lambda model: None, "train.method=full")
+def test_whole_weights_have_the_identified_neurons_as_group(tiny_recipe: Path) -> None:
+    (made,) = open_runs([make_run(tiny_recipe, "whole", method="full")])
     groups, files = neuron_groups(made)
     assert list(groups) == ["identified", "random"]
     assert groups["identified"].tolist() == [[0, 1], [0, 30], [2, 46]]

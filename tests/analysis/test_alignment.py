@@ -16,12 +16,12 @@ from lape_ds.analysis.alignment import MEASURES, Alignment, ParallelRequest
 from lape_ds.analysis.analyze import analyze
 from lape_ds.analysis.measure_alignment import PairValues, before_after, pair_values
 from lape_ds.analysis.results import analysis_dir, read_analysis
-from lape_ds.analysis.runs import AnalyzedRun
+from lape_ds.analysis.runs import AnalyzedRun, open_runs
 from lape_ds.analysis.sentence_states import mean_states
 from lape_ds.corpora.cldr import sample_records
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
-from tests.analysis.made_runs import made_run
+from tests.analysis.made_runs import make_run
 from tests.tiny_models import NUM_LAYERS, VOCAB_SIZE, tiny_model
 
 NUM = 24
@@ -113,14 +113,13 @@ def test_pairs_of_one_sentence_are_drawn_together() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> AnalyzedRun:
+def run(tiny_recipe: Path) -> AnalyzedRun:
     """Trained: the last layer's attention adds nothing any more."""
 
-    def change(model: PreTrainedModel) -> None:
-        with torch.no_grad():
-            model.get_parameter("model.layers.2.self_attn.o_proj.weight").zero_()
+    def plant(model: PreTrainedModel) -> None:
+        model.get_parameter("model.layers.2.self_attn.o_proj.weight").zero_()
 
-    return made_run(tiny_recipe, tmp_path_factory.mktemp("aligned"), change)
+    return open_runs([make_run(tiny_recipe, "aligned", method="full", plant=plant)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +180,10 @@ def test_what_is_written_is_what_is_read(run: AnalyzedRun, analysed: Alignment) 
     assert (folder / "alignment.png").stat().st_size > 10_000
 
 
-def test_a_run_without_its_model_is_told_how_to_make_it(tiny_recipe: Path, tmp_path: Path) -> None:
-    lacking = made_run(tiny_recipe, tmp_path, lambda model: None)
-    (lacking.run_dir / "model" / "lape_ds_export.json").unlink()
+def test_a_run_without_its_model_is_told_how_to_make_it(tiny_recipe: Path) -> None:
+    lacking = make_run(tiny_recipe, "not-exported")
     with pytest.raises(UserError, match=r"run `lape-ds export .*` first"):
-        analyze([lacking.run_dir], only=["alignment"])
+        analyze([lacking], only=["alignment"])
 
 
 def test_sentences_asked_for_without_the_alignment_are_refused(run: AnalyzedRun) -> None:
