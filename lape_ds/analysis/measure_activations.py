@@ -97,6 +97,7 @@ def neuron_groups(run: AnalyzedRun) -> tuple[dict[str, Tensor], list[Path]]:
         if whole.model_fingerprint in ("", run.facts["model_fingerprint"]) and own:
             found["identified"] = whole.only(*own)
             files.append(identified)
+    found = {name: one for name, one in found.items() if any(map(one.num_neurons, one.languages))}
     groups = {name: one.union(*one.languages) for name, one in found.items()}
     if found:
         first = next(iter(found.values()))
