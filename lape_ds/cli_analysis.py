@@ -35,6 +35,18 @@ def analyze_runs(
             help="Where the joint tables and pictures of several runs go; analysis/ in their common folder if not given.",
         ),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILES",
+            help="Parallel sentences of your own for the alignment, in one order in every language: e.g. 'text/{code}.txt' (a "
+            "sentence a line), .jsonl or .parquet (column text). Not given: CLDR records for a recipe of CLDR text, else FLORES+ "
+            "dev.",
+        ),
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option(min=2, help="Parallel sentences in each language; 300 if not given.")
+    ] = None,
 ) -> None:
     """What training did: its course, the weights' change, alignment across languages, activations, neuron overlap.
 
@@ -42,6 +54,11 @@ def analyze_runs(
 
     Example: lape-ds analyze runs/quickstart/train/subnetwork --only dynamics,updates
     """
+    from lape_ds.analysis.alignment import ParallelRequest
     from lape_ds.analysis.analyze import analyze
 
-    analyze([run_folder(run, None) for run in runs], only=listed(only), output=output)
+    request = None
+    if parallel is not None or sentences is not None:
+        request = ParallelRequest(parallel, sentences or ParallelRequest.num_sentences)
+    folders = [run_folder(run, None) for run in runs]
+    analyze(folders, only=listed(only), output=output, parallel=request)

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lape_ds.analysis.alignment import ParallelRequest
 from lape_ds.analysis.results import (
     ANALYSES,
     Result,
@@ -44,14 +45,31 @@ class Analysis:
     joint: Callable[[Sequence[AnalyzedRun], Path], Sequence[Table]] = field(default=lambda _runs, _folder: ())
 
 
-def analysis_named(name: str) -> Analysis:
-    """One of the analyses, whose modules are imported now."""
+def analysis_named(name: str, parallel: ParallelRequest) -> Analysis:
+    """One of the analyses, whose modules are imported now.
+
+    Args:
+        name: Of `ANALYSES`.
+        parallel: Which sentences the alignment takes.
+    """
     match name:
         case "dynamics":
             from lape_ds.analysis.dynamics import dynamics_table, read_dynamics
             from lape_ds.analysis.dynamics_picture import draw_dynamics
 
             return Analysis(read_dynamics, draw_dynamics, dynamics_table)
+        case "alignment":
+            from lape_ds.analysis.alignment import alignment_table
+            from lape_ds.analysis.alignment_picture import draw_alignment
+            from lape_ds.analysis.measure_alignment import measure_alignment
+
+            return Analysis(partial(measure_alignment, request=parallel), draw_alignment, alignment_table)
+        case "activations":
+            from lape_ds.analysis.activation_change import activations_table
+            from lape_ds.analysis.activation_picture import draw_activations
+            from lape_ds.analysis.measure_activations import measure_activations
+
+            return Analysis(measure_activations, draw_activations, activations_table)
         case "updates":
             from lape_ds.analysis.update_measures import measure_updates
             from lape_ds.analysis.updates import updates_table
@@ -64,16 +82,23 @@ def analysis_named(name: str) -> Analysis:
 
             return Analysis(measure_trained_overlap, draw_trained_overlap, trained_overlap_table)
         case _:
-            raise UserError(f"{name}: not there yet")
+            raise AssertionError(f"{name} is among ANALYSES and not here")
 
 
-def analyze(run_dirs: Sequence[Path], *, only: Sequence[str] = (), output: Path | None = None) -> None:
+def analyze(
+    run_dirs: Sequence[Path],
+    *,
+    only: Sequence[str] = (),
+    output: Path | None = None,
+    parallel: ParallelRequest | None = None,
+) -> None:
     """Makes the analyses of runs: each run's in `RUN/analysis`; of several also their joint tables, pictures and data.
 
     Args:
         run_dirs: Folders of training runs.
         only: Names of analyses; with none given all are made, and one for which a run lacks something is left out and told.
         output: Where the joint ones go; `analysis` in the nearest folder that holds all runs if not given.
+        parallel: Which sentences the alignment takes; the usual ones if not given.
 
     Raises:
         UserError: An unknown analysis, no such run, or a run lacks what an analysis that was asked for by name takes.
@@ -81,6 +106,10 @@ def analyze(run_dirs: Sequence[Path], *, only: Sequence[str] = (), output: Path 
     unknown = [name for name in only if name not in ANALYSES]
     if unknown:
         raise UserError(f"--only {unknown[0]}: no such analysis; allowed: {', '.join(ANALYSES)}")
+    if parallel is not None and only and "alignment" not in only:
+        raise UserError(
+            "--parallel and --sentences are for the alignment, which --only does not name: remove them"
+        )
     runs = open_runs(run_dirs)
     if output is not None and len(runs) == 1:
         raise UserError(
@@ -88,7 +117,17 @@ def analyze(run_dirs: Sequence[Path], *, only: Sequence[str] = (), output: Path 
         )
     folder = output or (common_parent(run_dirs) / "analysis" if len(runs) > 1 else None)
     console = Console()
-    made = [_make(name, runs, folder, console, by_name=bool(only)) for name in only or ANALYSES]
+    made = [
+        _make(
+            name,
+            analysis_named(name, parallel or ParallelRequest()),
+            runs,
+            folder,
+            console,
+            by_name=bool(only),
+        )
+        for name in only or ANALYSES
+    ]
     if not any(made):
         raise UserError("none of the analyses could be made: see the lines above")
     places = [*(analysis_dir(run.run_dir) for run in runs), *([] if folder is None else [folder])]
@@ -96,14 +135,15 @@ def analyze(run_dirs: Sequence[Path], *, only: Sequence[str] = (), output: Path 
 
 
 def _make(
-    name: str, runs: Sequence[AnalyzedRun], folder: Path | None, console: Console, *, by_name: bool
+    name: str,
+    analysis: Analysis,
+    runs: Sequence[AnalyzedRun],
+    folder: Path | None,
+    console: Console,
+    *,
+    by_name: bool,
 ) -> bool:
     """One analysis of all runs; whether there was any that had what it takes."""
-    try:
-        analysis = analysis_named(name)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return False
     done: list[tuple[AnalyzedRun, Result]] = []
     for run in runs:
         try:
@@ -134,7 +174,11 @@ def _report_directions(runs: Sequence[AnalyzedRun], folder: Path) -> Sequence[Ta
 
     if len(runs) < 2:
         return ()
-    found = measure_directions(runs)
+    try:
+        found = measure_directions(runs)
+    except UserError as error:  # each run's own updates are there all the same
+        print(f"left out: angles between weight updates: {error}", file=sys.stderr, flush=True)
+        return ()
     write_files(
         folder,
         "directions",
