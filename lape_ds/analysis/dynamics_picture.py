@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lape_ds.analysis.dynamics import Dynamics
-from lape_ds.analysis.style import INK, colour_of, drawing, line_of, save_figure, spread_out
+from lape_ds.analysis.style import INK, colour_of, drawing, label_2_and_5, line_of, save_figure, spread_out
 from lape_ds.languages import find_language
 from lape_ds.runlog import readable_count
 
@@ -160,7 +160,7 @@ def _scale_norms(axes: Axes) -> None:
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_label_minor))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda norm, _: label_2_and_5(norm)))
     else:
         axes.set_ylim(bottom=0)
 
@@ -169,12 +169,6 @@ def _say(axes: Axes, why: str) -> None:
     """Instead of a curve."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes)
-
-
-def _label_minor(norm: float, _: int) -> str:
-    """Of the ticks between powers of ten, 2 and 5 times one."""
-    text = f"{norm:e}"
-    return f"{norm:g}" if text[0] in "25" else ""
 
 
 def _label_tokens(axes: Axes) -> None:
