@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lape_ds.analysis.alignment import Alignment, BeforeAfter
@@ -78,16 +79,12 @@ def _draw_run(axes: Axes, found: BeforeAfter, number: int) -> None:
     axes.plot(layers, found.after, line_of(number), color=colour_of(number), linewidth=1.8, zorder=3)
 
 
-def _legend(results: Sequence[Alignment]) -> list[Line2D]:
+def _legend(results: Sequence[Alignment]) -> list[Line2D | Patch]:
     runs = [
-        Line2D(
-            [],
-            [],
-            color=colour_of(number),
-            linestyle=line_of(number),
-            label=f"{one.subject.name} (band: 95 % of the change)",
-        )
+        Line2D([], [], color=colour_of(number), linestyle=line_of(number), label=one.subject.name)
         for number, one in enumerate(results)
     ]
     base = Line2D([], [], color=INK, linestyle="--", label="before training")
-    return [base, *runs, Line2D([], [], color=INK, linestyle=":", label="shuffled pairs")]
+    chance = Line2D([], [], color=INK, linestyle=":", label="shuffled pairs")
+    band = Patch(color=INK, alpha=0.25, linewidth=0, label="95 % of the change")
+    return [base, chance, band, *runs]
