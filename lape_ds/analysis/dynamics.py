@@ -70,7 +70,7 @@ class Dynamics:
         ends = {
             f"heldout_{name}": [means[0], means[-1]]
             for name, codes in (("trained", trained), ("others", self.others))
-            if (means := self.mean_heldout(codes))
+            if len(means := self.mean_heldout(codes)) > 1  # one measurement has no before and after
         }
         return {
             "steps": self.step[-1],
@@ -161,7 +161,8 @@ def read_dynamics(run: AnalyzedRun) -> Dynamics:
 def dynamics_table(results: Sequence[Dynamics]) -> Table:
     """A row for each run: from its beginning to its end."""
     table = Table(
-        title="Training dynamics (loss: means over the first and last tenth of the steps; norms: medians over steps)",
+        title="Training dynamics (loss: mean of the first and of the last tenth of the steps; norms: median over steps, updates "
+        "also in % of the weights' norm)",
         title_justify="left",
     )
     headings = (
@@ -185,7 +186,7 @@ def dynamics_table(results: Sequence[Dynamics]) -> Table:
             for key in ("median_gradient_norm", "median_update_norm")
         ]
         if "median_relative_update_norm" in told:
-            norms[-1] += f" ({told['median_relative_update_norm']:.2g} of the weights)"
+            norms[-1] += f"\n{100 * told['median_relative_update_norm']:.2g} %"
         table.add_row(name, f"{told['steps']:,}", f"{told['tokens']:,}", *ends, *norms)
     return table
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lape_ds.analysis.dynamics import Dynamics
-from lape_ds.analysis.style import INK, colour_of, drawing, line_of, save_figure, spread_out
+from lape_ds.analysis.style import INK, colour_of, drawing, label_2_and_5, line_of, save_figure, spread_out
 from lape_ds.languages import find_language
 from lape_ds.runlog import readable_count
 
@@ -39,24 +39,17 @@ def draw_dynamics(results: Sequence[Dynamics], path: Path, *, format: str) -> No
     loss, heldout, *below = figure.subplots(2, 2).flat
     _draw_measure(loss, results, "loss")
     loss.set_title("training loss, nats per token", loc="left", fontsize="medium")
-    (_draw_languages if len(results) == 1 else _draw_means)(heldout, results)
+    if all(len(one.heldout_step) < 2 for one in results):
+        _say(heldout, "held-out text was not measured\nafter the first step yet")
+    else:
+        (_draw_languages if len(results) == 1 else _draw_means)(heldout, results)
     for axes, (key, title) in zip(below, norms, strict=False):
         _draw_measure(axes, results, key)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_label_minor))
+        _scale_norms(axes)
         axes.set_title(title, loc="left", fontsize="medium")
     for axes in below[len(norms) :]:
-        axes.set_axis_off()
-        axes.text(
-            0.5,
-            0.5,
-            "update norms were not logged\n(train.log_update_norms: true)",
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-        )
-    for axes in (loss, heldout, *below[: len(norms)]):
+        _say(axes, "update norms were not logged\n(train.log_update_norms: true)")
+    for axes in (axes for axes in (loss, heldout, *below) if axes.axison):
         _label_tokens(axes)
     if len(results) > 1:
         figure.legend(
@@ -129,12 +122,13 @@ def _draw_means(axes: Axes, results: Sequence[Dynamics]) -> None:
                     markersize=3,
                 )
     trained = sorted({find_language(code).name for one in results for code in one.subject.languages})
-    _finish_heldout(axes, f"solid: trained ({', '.join(trained)}); dotted: mean of the others")
+    name = trained[0] if len(trained) == 1 else "what was trained"
+    _finish_heldout(axes, f"solid: {name}; dotted: others")
 
 
 def _finish_heldout(axes: Axes, which: str) -> None:
     axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
-    axes.set_title(f"held-out bits per byte, change: {which}", loc="left", fontsize="medium")
+    axes.set_title(f"change of held-out bits per byte, {which}", loc="left", fontsize="medium")
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, float], *, bold: Sequence[str]) -> None:
@@ -143,9 +137,10 @@ def _name_ends(axes: Axes, ends: Mapping[str, float], *, bold: Sequence[str]) ->
         return
     axes.autoscale_view()
     low, high = axes.get_ylim()
-    room = 0.055 if len(ends) <= 18 else 1.0 / len(ends)
+    room = min(0.055, 1.0 / len(ends))
     heights = spread_out([(value - low) / (high - low) for value in ends.values()], gap=room)
-    for name, height in zip(ends, heights, strict=True):
+    inside = min(0.0, 1.0 - max(heights)) + max(0.0, -min(heights))
+    for name, height in zip(ends, (height + inside for height in heights), strict=True):
         axes.text(
             1.02,
             height,
@@ -158,10 +153,22 @@ def _name_ends(axes: Axes, ends: Mapping[str, float], *, bold: Sequence[str]) ->
         )
 
 
-def _label_minor(norm: float, _: int) -> str:
-    """Of the ticks between powers of ten, 2 and 5 times one."""
-    text = f"{norm:e}"
-    return f"{norm:g}" if text[0] in "25" else ""
+def _scale_norms(axes: Axes) -> None:
+    """Logarithmic where norms are of several magnitudes."""
+    axes.autoscale_view()
+    values = [value for line in axes.get_lines() for value in line.get_ydata() if value > 0]  # type: ignore[union-attr]
+    if values and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda norm, _: label_2_and_5(norm)))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _say(axes: Axes, why: str) -> None:
+    """Instead of a curve."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes)
 
 
 def _label_tokens(axes: Axes) -> None:

@@ -58,6 +58,11 @@ def line_of(number: int) -> str:
     return LINES[number // len(COLOURS) % len(LINES)]
 
 
+def label_2_and_5(value: float) -> str:
+    """Of a logarithmic axis' ticks between powers of ten, those at 2 and 5 times one; the others are not labelled."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
 def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
     """Moves heights apart until neighbours are `gap` from each other, as little as possible and in their order.
 

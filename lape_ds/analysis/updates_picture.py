@@ -13,16 +13,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lape_ds.analysis.style import INK, MARKERS, colour_of, drawing, line_of, save_figure
+from lape_ds.analysis.style import INK, MARKERS, colour_of, drawing, label_2_and_5, line_of, save_figure
 from lape_ds.analysis.updates import FFN_PARTS, Directions, PartUpdate, Updates
 
 _OTHERS = "other matrices"
-_MEASURES: tuple[tuple[str, bool, Callable[[Sequence[PartUpdate]], float | None]], ...] = (
-    ("||dW|| / ||W||", True, lambda parts: _together(parts).relative),
-    ("share of weights changed", False, lambda parts: _together(parts).share_changed),
-    ("effective rank of dW", True, lambda parts: _together(parts).effective_rank),
+_MEASURES: tuple[tuple[str, Callable[[PartUpdate], float | None]], ...] = (
+    ("||dW|| / ||W||", lambda part: part.relative),
+    ("share of weights changed", lambda part: part.share_changed),
+    ("effective rank of dW", lambda part: part.effective_rank),
 )
 
 
@@ -41,12 +41,14 @@ def draw_updates(results: Sequence[Updates], path: Path, *, format: str) -> None
     height = 7.5 if len(results) == 1 else 8
     figure = Figure(figsize=(1.2 + 2.7 * len(columns), height), layout="constrained")
     grid = figure.subplots(len(_MEASURES), len(columns), sharex=True, sharey="row", squeeze=False)
-    for (title, log, measure), row in zip(_MEASURES, grid, strict=True):
+    for (title, measure), row in zip(_MEASURES, grid, strict=True):
         row[0].set_ylabel(title, fontsize="small")
         for column, axes in zip(columns, row, strict=True):
             drawn = [_draw_line(axes, one, column, number, measure) for number, one in enumerate(results)]
-            if log and any(drawn):
+            if any(drawn):
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: label_2_and_5(value)))
             axes.tick_params(which="both", labelsize="small")
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -76,21 +78,20 @@ def _of_column(one: Updates, column: str, layer: int) -> list[PartUpdate]:
     ]
 
 
-def _together(parts: Sequence[PartUpdate]) -> PartUpdate:
-    return PartUpdate.together("", parts)
-
-
 def _draw_line(
     axes: Axes,
     one: Updates,
     column: str,
     number: int,
-    measure: Callable[[Sequence[PartUpdate]], float | None],
+    measure: Callable[[PartUpdate], float | None],
 ) -> bool:
     """Whether there was a point."""
-    layers = [layer for layer in range(one.num_layers) if _of_column(one, column, layer)]
-    values = [measure(_of_column(one, column, layer)) for layer in layers]
-    points = [(layer, value) for layer, value in zip(layers, values, strict=True) if value]
+    points = [
+        (layer, value)
+        for layer in range(one.num_layers)
+        if (parts := _of_column(one, column, layer))
+        and (value := measure(PartUpdate.together(column, parts)))
+    ]
     if points:
         axes.plot(
             [layer for layer, _ in points],
@@ -141,5 +142,5 @@ def draw_directions(directions: Directions, path: Path, *, format: str) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set_title("cosine of dW of two runs, all weights", loc="left", fontsize="small", color=INK)
-    figure.suptitle("Same direction?", x=0.01, ha="left", weight="bold")
+    figure.suptitle("Do the runs change the weights in the same direction?", x=0.01, ha="left", weight="bold")
     save_figure(figure, path, format=format)
