@@ -6,6 +6,7 @@ After alignment.py; needs matplotlib and no display.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -71,8 +72,8 @@ def _draw_measure(axes: Axes, results: Sequence[Alignment], name: str, measure: 
 
 
 def _draw_run(axes: Axes, found: BeforeAfter, number: int) -> None:
-    """After training, with the interval of the change around it."""
-    layers, widths = range(len(found.after)), [width or 0.0 for width in found.half_width]
+    """After training, with the interval of the change around it where that is known."""
+    layers, widths = range(len(found.after)), [nan if width is None else width for width in found.half_width]
     low = [value - width for value, width in zip(found.after, widths, strict=True)]
     high = [value + width for value, width in zip(found.after, widths, strict=True)]
     axes.fill_between(layers, low, high, color=colour_of(number), alpha=0.25, linewidth=0, zorder=2)
