@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Self
 
+from rich.markup import escape
 from rich.table import Table
 
 from lape_ds.analysis.results import Rows, Subject
@@ -239,31 +240,30 @@ def updates_table(results: Sequence[Updates]) -> Table:
         title="Weight updates dW (over all layers; ranks: mean over the matrices that changed)",
         title_justify="left",
     )
-    headings = (
-        "run",
-        "part",
-        "|dW|/|W|",
+    table.add_column("", no_wrap=True)
+    for heading in (
+        "|dW|\n/|W|",
         "changed",
-        "|dW|/|W| there",
-        "cos(dW, W)",
-        "eff. rank",
-        "stable rank",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("run", "part") else "right")
+        "|dW|/|W|\nthere",
+        "cosine\ndW, W",
+        "eff.\nrank",
+        "stable\nrank",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in results:
+        table.add_row(f"[bold]{escape(one.subject.name)}[/] ({one.subject.method})")
         totals = [total for name in one.part_names if (total := one.total(name)).num_changed]
-        for number, total in enumerate([*totals, one.total()]):
+        for total in [*totals, one.total()]:
+            whole = total.part == "all"
             table.add_row(
-                "" if number else f"{one.subject.name} ({one.subject.method})",
-                total.part,
+                f"  {total.part}",
                 _told(total.relative, ".3g"),
                 f"{100 * total.share_changed:.3g} %",
                 _told(total.relative_to_changed, ".3g"),
                 _told(total.cosine, "+.3f"),
-                _told(total.effective_rank if number < len(totals) else None, ".1f"),
-                _told(total.stable_rank if number < len(totals) else None, ".1f"),
-                end_section=number == len(totals),
+                _told(None if whole else total.effective_rank, ".1f"),
+                _told(None if whole else total.stable_rank, ".1f"),
+                end_section=whole,
             )
     return table
 
