@@ -59,7 +59,7 @@ def main() -> None:
         if message.startswith("Usage:"):  # a bare `lape-ds` or `lape-ds neurons`: its whole help
             print(message, file=sys.stderr)
             sys.exit(2)
-        _refuse(f"{message} (see `lape-ds --help`)")
+        _refuse(f"{message} ({_hint(message)})")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
@@ -78,6 +78,13 @@ def _process_number() -> int:
     from lape_ds.distributed.launchers.slurm import process_number
 
     return process_number()
+
+
+def _hint(message: str) -> str:
+    """Where to look after a mistake on the command line."""
+    if sys.argv[1:2] == ["identify"] and "--push" in message:
+        return "`lape-ds atlas RECIPE --push USER/NAME` identifies and publishes"
+    return "see `lape-ds --help`"
 
 
 def _refuse(message: str) -> None:

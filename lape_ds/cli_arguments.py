@@ -35,12 +35,12 @@ def listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def load(path: str, overrides: list[str] | None) -> Recipe:
+def load(path: str, overrides: list[str] | None, *, for_counts_alone: bool = False) -> Recipe:
     """A command's recipe, whose environment variables are this process's from now on."""
     from lape_ds.recipe import load_recipe
     from lape_ds.recipe.environment import enter_environment
 
-    recipe = load_recipe(path, overrides or [])
+    recipe = load_recipe(path, overrides or [], for_counts_alone=for_counts_alone)
     enter_environment(recipe.env)
     return recipe
 

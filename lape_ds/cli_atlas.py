@@ -85,10 +85,10 @@ def make_atlas(
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    """That the recipe makes what an atlas is made of, before hours of counting.
+    """That the recipe makes what an atlas is made of, and where it can be written, before hours of counting.
 
     Raises:
-        UserError: It does not.
+        UserError: It does not, or a folder is of another recipe or of something else.
     """
     identify = recipe.identify
     if identify.method == "mean_activation":
@@ -104,3 +104,10 @@ def _check_recipe(recipe: Recipe) -> None:
         raise UserError(
             "identify.zero_stage: 3 is for a model that does not fit one GPU, and the atlas's ablation loads it whole; set 0"
         )
+    from lape_ds.atlas.push import ATLAS_MARKER
+    from lape_ds.identification.sections import ABLATION_SECTIONS
+    from lape_ds.recipe import check_frozen
+    from lape_ds.writing import check_replaceable
+
+    check_frozen(recipe, recipe.output_dir / "ablation", sections=ABLATION_SECTIONS)
+    check_replaceable(recipe.atlas_dir, marker_files=(ATLAS_MARKER,))

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed, load
+from lape_ds.errors import UserError
 
 neurons_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -229,11 +230,11 @@ def select_neurons(
     ],
     overrides: OverridesArgument = None,
 ) -> None:
-    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs no model.
+    """Select neurons, as a recipe says, from counts that lie elsewhere, e.g. merged ones; needs neither model nor text.
 
     Example: lape-ds neurons select recipes/llama-3.1-8b.yaml merged neurons.safetensors identify.method=family_lape
     """
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, for_counts_alone=True)
     from lape_ds.neurons.selection import select_from_folder
 
     found = select_from_folder(loaded, counts)
@@ -261,24 +262,23 @@ def show_stability(
 
     Counts alone: lape-ds neurons stability merged identify.top_rate=0.01
     """
-    from lape_ds.analysis.stability_tables import stability_lines
+    from lape_ds.analysis.stability_tables import knob_lines, stability_lines
     from lape_ds.neurons.selection import counts_files
     from lape_ds.neurons.stability import measure_files
 
-    folder = Path(target)
-    if sorted(folder.glob("*.safetensors")):
+    paths = sorted(Path(target).glob("*.safetensors"))
+    without_recipe = bool(paths)
+    if without_recipe:
         from lape_ds.recipe import identify_section
 
-        paths = sorted(folder.glob("*.safetensors"))
         section, seed = identify_section([path.stem for path in paths], overrides or []), 0
     else:
-        loaded = load(target, overrides)
+        loaded = load(target, overrides, for_counts_alone=True)
         section, seed = loaded.identify, loaded.seed
         paths = counts_files(loaded, loaded.identify_dir / "counts")
     stability = measure_files(section, paths, seed=seed)
-    typer.echo(
-        json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(stability_lines(stability))
-    )
+    lines = [*stability_lines(stability), *knob_lines(section, without_recipe=without_recipe)]
+    typer.echo(json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(lines))
     if picture is not None:
         from lape_ds.analysis.neuron_pictures import write_picture
         from lape_ds.analysis.stability_pictures import draw_stability
@@ -289,5 +289,7 @@ def show_stability(
 def _neurons_file(target: str) -> Path:
     if target.endswith(".safetensors"):
         return Path(target)
+    if Path(target).is_file() and Path(target).suffix not in (".yaml", ".yml"):
+        raise UserError(f"{target} is neither a neuron set (.safetensors) nor a recipe (.yaml)")
     loaded = load(target, None)
     return loaded.train.neurons or loaded.identify_dir / "neurons.safetensors"

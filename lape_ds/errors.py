@@ -4,6 +4,7 @@ Whoever ends a process for one prints it by `tell_error` and exits with 2; every
 """
 
 import sys
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -26,3 +27,15 @@ def first_line(error: BaseException) -> str:
 def tell_error(error: UserError | str) -> None:
     """Prints an error as the one line that it is."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Tells all that is wrong, a line each; does nothing where nothing is.
+
+    Raises:
+        UserError: The last of them; the others are printed before it.
+    """
+    for fault in faults[:-1]:
+        tell_error(fault)
+    if faults:
+        raise UserError(faults[-1])

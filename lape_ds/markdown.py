@@ -1,4 +1,4 @@
-"""Tables in Markdown, as cards, benchmarks and reports write them.
+"""Tables in Markdown, as cards, benchmarks and reports write them, and what all cards say.
 
 Below every room.
 """
@@ -6,6 +6,9 @@ Below every room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+# Of a card's commands, for a reader who has not got them. The project has no page of its own that could be named.
+INSTALL = "Install lape-ds first: `pip install .` in a checkout of it, with Python 3.11 or later."
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:

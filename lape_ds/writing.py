@@ -62,7 +62,7 @@ def whole_folder(folder: Path, *, marker_files: Collection[str]) -> Iterator[Pat
         UserError: `folder` is a file, or a folder that is neither empty nor an earlier one.
     """
     folder = folder.resolve()
-    _check_replaceable(folder, marker_files)
+    check_replaceable(folder, marker_files=marker_files)
     temporary, earlier = _beside(folder, "tmp"), _beside(folder, "old")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     temporary.mkdir(parents=True)
@@ -79,6 +79,19 @@ def whole_folder(folder: Path, *, marker_files: Collection[str]) -> Iterator[Pat
             os.replace(earlier, folder)
         shutil.rmtree(earlier, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, *, marker_files: Collection[str]) -> None:
+    """Makes sure that `whole_folder` would write a folder, whose arguments and errors these are."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder that is not there yet, or is empty")
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in marker_files):
+        raise UserError(
+            f"{folder} holds other things and is left as it is (only a folder with {' or '.join(marker_files)} is "
+            "replaced); name a folder that is not there yet, or is empty"
+        )
 
 
 def sync(path: Path) -> None:
@@ -133,15 +146,3 @@ def check_writable(folder: Path) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
-
-
-def _check_replaceable(folder: Path, marker_files: Collection[str]) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder that is not there yet, or is empty")
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in marker_files):
-        raise UserError(
-            f"{folder} holds other things and is left as it is (only a folder with {' or '.join(marker_files)} is "
-            "replaced); name a folder that is not there yet, or is empty"
-        )

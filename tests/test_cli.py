@@ -57,6 +57,12 @@ def test_every_command_has_help_with_an_example(
         (["train", "--steps", QUICKSTART], "No such option: --steps"),
         (["identify", "none.yaml"], "no recipe none.yaml"),
         (["identify", QUICKSTART, "identify.top_rat=1"], "did you mean identify.top_rate?"),
+        (["identify", QUICKSTART, "languages.identify=mt,cy"], 'array, not "mt,cy"; write [mt,cy] (override'),
+        (["identify", QUICKSTART, "--push", "me/it"], "`lape-ds atlas RECIPE --push USER/NAME` identifies"),
+        (
+            ["neurons", "show", str(ROOT / "README.md")],
+            "README.md is neither a neuron set (.safetensors) nor",
+        ),
         (["languages", "Maltees"], "did you mean Maltese (mlt_Latn)"),
         (["suites", "genral"], "unknown suite 'genral', did you mean 'general'?"),
         (["suites", "general", "--languages", "Maltees"], "did you mean Maltese (mlt_Latn)"),

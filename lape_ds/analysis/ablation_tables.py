@@ -12,17 +12,18 @@ from typing import Any
 
 from lape_ds.analysis.overlap import by_family, set_families
 from lape_ds.analysis.specificity import CONTROLS, NUM_RESAMPLES, Estimate, Specificity
+from lape_ds.evaluation.comparing.differences import MIN_DOCUMENTS
 from lape_ds.identification.ablation import Ablation
 from lape_ds.identification.ablation_rows import KINDS, Kind
 
-_WHOLE_MATRIX = 12  # of more languages a terminal has no room
+_WIDTH = 80  # of a terminal
 _METHODS = {
     "lape": "LAPE",
     "family_lape": "family LAPE",
     "mean_activation": "mean activation",
     "import": "imported",
 }
-_HEADINGS = ("language", "neurons", "base", "own", "others")
+_HEADINGS = ("off", "neurons", "base", "own", "others")
 
 
 def kind_name(ablation: Ablation, kind: Kind) -> str:
@@ -53,43 +54,56 @@ def signed(bits: float, digits: int = 4) -> str:
 
 
 def lines(ablation: Ablation, scores: Specificity) -> Iterator[str]:
-    """For a terminal of 95 columns: the matrix of few languages, the summary, what is shown by it."""
-    tested = kind_name(ablation, "identified")
+    """For a terminal of 80 columns: the matrix of few languages, the summary, what is shown by it."""
     tokens = sum(ablation.num_tokens.values())
-    yield (
-        f"{ablation.neuron_set.model_id}: {len(ablation.languages)} languages, {tokens:,} held-out tokens; bits per byte, "
-        "+ is worse"
-    )
-    if len(ablation.languages) <= _WHOLE_MATRIX:
+    yield f"{ablation.neuron_set.model_id}:"
+    yield f"{len(ablation.languages)} languages, {tokens:,} held-out tokens; bits per byte, + is worse"
+    matrix = list(_matrix(ablation, scores))
+    if max(map(len, matrix)) <= _WIDTH:
         yield ""
-        yield from _matrix(ablation, scores)
+        yield from matrix
     yield ""
     yield from _summary(ablation, scores)
-    yield "own, others: change of its own text and mean change of the others' with a language's neurons off;"
-    yield f"then specificity, own less others, and its 95 % interval; *: {tested} is above it (of the difference)"
+    yield "own, others: change of its own text, and mean change of the others', with a"
+    yield "language's neurons off; then specificity, own less others, ± half of its 95 %"
+    yield f"interval; *: that of {kind_name(ablation, 'identified')} is above it (interval of the difference)"
+    yield from _notes(ablation, scores)
     yield ""
+    yield from _verdicts(ablation, scores)
+
+
+def _notes(ablation: Ablation, scores: Specificity) -> Iterator[str]:
+    """What is not known, or not there."""
+    estimates = [one for by_language in scores.by_language.values() for one in by_language.values()]
+    if any(one.half_width is None for one in (*estimates, *scores.overall.values())):
+        yield "±?: no interval, since there are too few documents or languages to tell"
+    if scores.too_few:
+        yield f"fewer than {MIN_DOCUMENTS} held-out documents, so no interval and in no mean: {', '.join(scores.too_few)}"
+    without = [code for code in ablation.languages if code not in ablation.row_languages]
+    if without:
+        yield f"without neurons, so measured only: {', '.join(without)}"
+
+
+def _verdicts(ablation: Ablation, scores: Specificity) -> Iterator[str]:
+    tested = kind_name(ablation, "identified")
     for control in CONTROLS:
         over = scores.overall_over[control]
         verdict = {True: "above", False: "not shown to be above"}[over.is_positive]
         yield (f"{tested} is {verdict} {kind_name(ablation, control)}: specificity {told(over)} more")
-    yield "the own text loses most in " + ", ".join(
-        f"{scores.hit_hardest(kind)} of {len(ablation.row_languages)} rows ({kind_name(ablation, kind)})"
-        for kind in KINDS
+    yield f"own text loses most, of {len(ablation.row_languages)} rows: " + ", ".join(
+        f"{scores.hit_hardest(kind)} ({kind_name(ablation, kind)})" for kind in KINDS
     )
-    without = [code for code in ablation.languages if code not in ablation.row_languages]
-    if without:
-        yield f"without neurons, so measured only: {', '.join(without)}"
 
 
 def _matrix(ablation: Ablation, scores: Specificity) -> Iterator[str]:
     codes = list(families_of(ablation))
     names = short_names(codes)
     width = max(7, *(len(name) + 1 for name in names))
-    yield f"{'off':10}" + "".join(f"{name:>{width}}" for name in names)
+    yield f"{'off':8}" + "".join(f"{name:>{width}}" for name in names)
     for code in codes:
         if code in ablation.row_languages:
             changes = scores.changes["identified"][code]
-            yield f"{code:10}" + "".join(f"{signed(changes[other]):>{width}}" for other in codes)
+            yield f"{code:8}" + "".join(f"{signed(changes[other]):>{width}}" for other in codes)
 
 
 def _summary(ablation: Ablation, scores: Specificity) -> Iterator[str]:
@@ -104,8 +118,10 @@ def _summary(ablation: Ablation, scores: Specificity) -> Iterator[str]:
         estimates = [told(scores.by_language[kind][code]) for kind in KINDS]
         stars = ["", *("*" if scores.over[kind][code].is_positive else "" for kind in CONTROLS)]
         yield _summary_line(figures, estimates, stars)
-    rows = ablation.row_languages
-    means = (fmean(measure("identified", code) for code in rows) for measure in (scores.own, scores.others))
+    means = (
+        fmean(measure("identified", code) for code in scores.averaged)
+        for measure in (scores.own, scores.others)
+    )
     stars = ["", *("*" if scores.overall_over[kind].is_positive else "" for kind in CONTROLS)]
     yield _summary_line(
         ["all", "", "", *map(signed, means)], [told(scores.overall[kind]) for kind in KINDS], stars
@@ -113,9 +129,8 @@ def _summary(ablation: Ablation, scores: Specificity) -> Iterator[str]:
 
 
 def _summary_line(figures: Sequence[str], scores: Sequence[str], stars: Sequence[str] = ("", "", "")) -> str:
-    first, *others = figures
-    line = f"{first:10}" + "".join(f"{figure:>8}" for figure in others)
-    line += "".join(f"{score:>16}{star:1}" for score, star in zip(scores, stars, strict=False))
+    line = "{:8}{:>7}{:>6}{:>7}{:>7}".format(*figures)
+    line += "".join(f" {score:>13}{star:1}" for score, star in zip(scores, stars, strict=False))
     return line.rstrip()
 
 
@@ -144,6 +159,7 @@ def as_json(ablation: Ablation, scores: Specificity) -> dict[str, Any]:
                 "tokens": ablation.num_tokens[code],
                 "bytes": int(ablation.num_bytes[code].sum()),
                 "base_bits_per_byte": ablation.base_bits(code),
+                "in_means": code not in scores.too_few,
             }
             for code, family in families_of(ablation).items()
         },

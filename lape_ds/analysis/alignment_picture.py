@@ -6,11 +6,14 @@ After alignment.py; needs matplotlib and no display.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lape_ds.analysis.alignment import Alignment, BeforeAfter
@@ -70,24 +73,21 @@ def _draw_measure(axes: Axes, results: Sequence[Alignment], name: str, measure: 
 
 
 def _draw_run(axes: Axes, found: BeforeAfter, number: int) -> None:
-    """After training, with the interval of the change around it."""
-    layers, widths = range(len(found.after)), [width or 0.0 for width in found.half_width]
+    """After training, with the interval of the change around it where that is known."""
+    layers, widths = range(len(found.after)), [nan if width is None else width for width in found.half_width]
     low = [value - width for value, width in zip(found.after, widths, strict=True)]
     high = [value + width for value, width in zip(found.after, widths, strict=True)]
     axes.fill_between(layers, low, high, color=colour_of(number), alpha=0.25, linewidth=0, zorder=2)
     axes.plot(layers, found.after, line_of(number), color=colour_of(number), linewidth=1.8, zorder=3)
 
 
-def _legend(results: Sequence[Alignment]) -> list[Line2D]:
-    runs = [
-        Line2D(
-            [],
-            [],
-            color=colour_of(number),
-            linestyle=line_of(number),
-            label=f"{one.subject.name} (band: 95 % of the change)",
-        )
+def _legend(results: Sequence[Alignment]) -> list[Line2D | Patch]:
+    looks: list[dict[str, Any]] = [
+        {"color": colour_of(number), "linestyle": line_of(number), "label": one.subject.name}
         for number, one in enumerate(results)
     ]
+    runs = [Line2D([], [], **look) for look in looks]
     base = Line2D([], [], color=INK, linestyle="--", label="before training")
-    return [base, *runs, Line2D([], [], color=INK, linestyle=":", label="shuffled pairs")]
+    chance = Line2D([], [], color=INK, linestyle=":", label="shuffled pairs")
+    band = Patch(color=INK, alpha=0.25, linewidth=0, label="95 % of the change")
+    return [base, chance, band, *runs]

@@ -27,6 +27,8 @@ from lape_ds.analysis.results import (
 from lape_ds.analysis.runs import AnalyzedRun, open_runs
 from lape_ds.errors import UserError
 
+_LOG_WIDTH = 160  # a log has no width of its own, and tables of a dozen figures do not fit 80 columns
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -117,6 +119,7 @@ def analyze(
         )
     folder = output or (common_parent(run_dirs) / "analysis" if len(runs) > 1 else None)
     console = Console()
+    console = console if console.is_terminal else Console(width=_LOG_WIDTH)
     made = [
         _make(
             name,

@@ -14,7 +14,8 @@ from huggingface_hub import metadata_load
 from lape_ds.errors import UserError
 from lape_ds.evaluation.results import TaskResult, read_result
 from lape_ds.languages import find_language
-from lape_ds.markdown import markdown_table
+from lape_ds.markdown import INSTALL, markdown_table
+from lape_ds.model.folder import is_hub_id
 from lape_ds.recipe import Recipe, load_recipe
 from lape_ds.runlog import readable_bytes, readable_count
 from lape_ds.subnetwork.pack import Pack
@@ -62,9 +63,9 @@ def pack_card(pack: Pack, path: Path, *, run_dir: Path | None, licence: str | No
         licence: Where it is known.
     """
     names = ", ".join(find_language(code).name for code in pack.languages) or "A language"
-    is_folder = Path(pack.base_model).exists()
-    base = Path(pack.base_model).name if is_folder else pack.base_model
-    front: dict[str, Any] = {} if is_folder else {"base_model": base, "base_model_relation": "adapter"}
+    on_hub = is_hub_id(pack.base_model)
+    base = pack.base_model if on_hub else Path(pack.base_model).name
+    front: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if on_hub else {}
     front |= {"language": [_hub_code(code) for code in pack.languages]}
     front |= {} if licence is None else {"license": licence}
     front |= {"library_name": "lape-ds", "tags": ["language-pack", "language-specific-neurons"]}
@@ -74,7 +75,7 @@ def pack_card(pack: Pack, path: Path, *, run_dir: Path | None, licence: str | No
         f"The feed-forward neurons of {base} that were trained for {names}, and what the base has there: put in, they make the "
         "trained model bit for bit; taken out, the base.",
         _what_trained(pack, path),
-        _use(base, path.name, pack),
+        _use(base, path.name, pack, on_hub=on_hub),
     ]
     if run_dir is not None:
         recipe = load_recipe(str(run_dir))
@@ -138,14 +139,22 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _use(base: str, file: str, pack: Pack) -> str:
+def _use(base: str, file: str, pack: Pack, *, on_hub: bool) -> str:
+    where = (
+        ""
+        if on_hub
+        else f"The base, `{base}`, was a folder of whoever made the pack: put in for `BASE` where you have the model whose "
+        f"fingerprint is `{pack.base_fingerprint[:16]}`; any other is refused.\n\n"
+    )
     return f"""## How to use it
 
-```python
+{INSTALL}
+
+{where}```python
 from transformers import AutoModelForCausalLM
 from lape_ds.subnetwork.pack import Pack, language
 
-model = AutoModelForCausalLM.from_pretrained("{base}", dtype="{pack.dtype}")
+model = AutoModelForCausalLM.from_pretrained("{base if on_hub else "BASE"}", dtype="{pack.dtype}")
 with language(model, Pack.load("{file}")):
     ...  # the trained model; after the block the base again
 ```"""

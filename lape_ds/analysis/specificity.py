@@ -11,6 +11,9 @@ a row does to all languages alike falls out. That some language's text suffers m
 a control of the same size has it too: so what counts is LAPE's specificity less the control's. A language's random sets
 count as their mean.
 
+A language with fewer than 10 held-out documents tells too little of how its text varies: it has a score and no interval, and is
+in no mean, neither over l nor over k. (Where no language has as many, the means are over all and nothing has an interval.)
+
 Intervals are 95 %, symmetric, from the studentised bootstrap (evaluation/comparing/statistics.py says why), 10,000 resamples:
 
 - **of a language**: the documents of every measured language are redrawn with replacement, as many as there are, each
@@ -31,8 +34,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from statistics import fmean
 
 import numpy as np
@@ -74,6 +78,8 @@ class Specificity:
         over: Per control and language: the identified neurons' specificity less the control's.
         overall: Per kind the mean over languages.
         overall_over: Per control the same of `over`.
+        too_few: Languages with too few documents to be in a mean or to have an interval.
+        averaged: Languages over which the overall scores are means.
     """
 
     changes: Mapping[Kind, Mapping[str, Mapping[str, float]]]
@@ -81,17 +87,22 @@ class Specificity:
     over: Mapping[Kind, Mapping[str, Estimate]]
     overall: Mapping[Kind, Estimate]
     overall_over: Mapping[Kind, Estimate]
+    too_few: tuple[str, ...]
+    averaged: tuple[str, ...]
 
     @classmethod
     def of(cls, ablation: Ablation, *, num_resamples: int = NUM_RESAMPLES) -> Specificity:
         """Computes them."""
-        by_language, overall = _estimates(_Table.of(ablation), num_resamples)
+        table = _Table.of(ablation)
+        by_language, overall = _estimates(table, num_resamples)
         return cls(
             changes={kind: _changes(ablation, kind) for kind in KINDS},
             by_language=dict(zip(KINDS, by_language, strict=False)),
             over=dict(zip(CONTROLS, by_language[len(KINDS) :], strict=True)),
             overall=dict(zip(KINDS, overall, strict=False)),
             overall_over=dict(zip(CONTROLS, overall[len(KINDS) :], strict=True)),
+            too_few=table.too_few,
+            averaged=tuple(compress(table.rows, table.has_interval)) or table.rows,
         )
 
     def own(self, kind: Kind, code: str) -> float:
@@ -100,11 +111,18 @@ class Specificity:
 
     def others(self, kind: Kind, code: str) -> float:
         """What the others lose in the mean when the language's neurons are off."""
-        return fmean(change for other, change in self.changes[kind][code].items() if other != code)
+        changes = self.changes[kind][code]
+        return fmean(changes[other] for other in _others(changes, code, self.too_few))
 
     def hit_hardest(self, kind: Kind) -> int:
         """Of how many languages the own text loses most of all texts."""
         return sum(changes[code] == max(changes.values()) for code, changes in self.changes[kind].items())
+
+
+def _others(languages: Iterable[str], code: str, too_few: Container[str]) -> list[str]:
+    """With which a language is compared: all others with documents enough; all others, if none has."""
+    others = [other for other in languages if other != code]
+    return [other for other in others if other not in too_few] or others
 
 
 def _changes(ablation: Ablation, kind: Kind) -> dict[str, dict[str, float]]:
@@ -157,9 +175,23 @@ class _Table:
         """C."""
         return next(iter(self.bits.values())).shape[1]
 
+    @property
+    def too_few(self) -> tuple[str, ...]:
+        """Measured languages with too few documents."""
+        return tuple(code for code, num_bytes in self.num_bytes.items() if len(num_bytes) < MIN_DOCUMENTS)
+
+    @property
+    def has_interval(self) -> list[bool]:
+        """Of each of the K languages, whether documents tell how sure its score is: its own, and those of some other."""
+        enough = self.bits.keys() - self.too_few
+        return [row in enough and len(enough) > 1 for row in self.rows]
+
     def weights(self, code: str) -> Array:
         """How a measured language's changes go into the scores, `[C]`."""
-        weights = np.array([1.0 if row == code else -1.0 / (len(self.bits) - 1) for row in self.rows])
+        weights = []
+        for row in self.rows:
+            others = _others(self.bits, row, self.too_few)
+            weights.append(1.0 if row == code else -1.0 / len(others) if code in others else 0.0)
         return np.tile(weights, self.num_columns // len(self.rows))
 
     def scores(self, draws: Mapping[str, Iterable[Array]], num_resamples: int) -> tuple[Array, Array]:
@@ -197,17 +229,22 @@ def _estimates(table: _Table, num_resamples: int) -> tuple[list[dict[str, Estima
         part[0] for part in table.scores({code: [np.ones((1, size))] for code, size in sizes.items()}, 1)
     )
     by_quantity = np.split(values, table.num_columns // len(table.rows))
-    if min(sizes.values()) < MIN_DOCUMENTS:
+    known = np.array(table.has_interval)
+    if not known.any():
         half_widths = np.full_like(values, np.inf)
         overall = [Estimate(float(mine.mean()), None) for mine in by_quantity]
     else:
-        draws = {code: _draws(size, num_resamples, code) for code, size in sizes.items()}
+        draws = {
+            code: _draws(size, num_resamples, code)
+            for code, size in sizes.items()
+            if code not in table.too_few
+        }
         resampled, resampled_variances = table.scores(draws, num_resamples)
         t = studentised(resampled - values, resampled_variances, variances)
-        half_widths = widths(variances, t)
-        drawn = np.concatenate(list(_draws(len(table.rows), num_resamples, "languages")))
+        half_widths = np.where(np.tile(known, len(by_quantity)), widths(variances, t), np.inf)
+        drawn = np.concatenate(list(_draws(int(known.sum()), num_resamples, "languages")))
         overall = [
-            _mean_of_languages(mine, mine_resampled, drawn)
+            _mean_of_languages(mine[known], mine_resampled[:, known], drawn)
             for mine, mine_resampled in zip(
                 by_quantity, np.split(resampled, len(by_quantity), axis=1), strict=True
             )

@@ -15,7 +15,7 @@ import yaml
 
 from lape_ds.atlas.provenance import model_lines, source_lines
 from lape_ds.languages import find_language
-from lape_ds.markdown import markdown_table
+from lape_ds.markdown import INSTALL, markdown_table
 from lape_ds.recipe import HubSource, Recipe
 
 _TAGS = ["lape-ds", "language-neurons", "lape", "multilingual", "interpretability"]
@@ -25,7 +25,7 @@ _FILES = {
     "counts/": "per language how often each neuron was active, in 16 buckets of documents; additive, to be selected from anew",
     "languages.json": "the table below, with the neurons in every layer",
     "layers.png": "the same as a picture",
-    "stability.json, stability.png": "agreement at doubling amounts of text; a bootstrap over documents",
+    "stability.json, agreement.png": "agreement at doubling amounts of text; a bootstrap over documents",
     "overlap-languages.json, .png": "which languages share neurons: Jaccard similarity",
     "overlap-families.json, .png": "the same of families",
     "ablation.json, ablation.png": "bits per byte with each language's neurons switched off, and with controls of the same size",
@@ -68,7 +68,7 @@ def write_card(folder: Path, recipe: Recipe) -> str:
         _proof(facts),
         _how_made(recipe, facts),
         _how_to_use(facts),
-        _texts(recipe),
+        _texts(recipe, facts),
         _limits(recipe, facts),
         _citation(recipe),
     ]
@@ -126,17 +126,8 @@ def _contents(facts: Facts) -> list[str]:
 
 
 def _languages(facts: Facts) -> list[str]:
-    headings = [
-        "language",
-        "code",
-        "family",
-        "neurons",
-        "share of all",
-        "its own",
-        "tokens",
-        "confidence",
-        "agreement",
-    ]
+    resampled = facts.stability["num_resamples"]
+    headings = ["language", "code", "family", "neurons", "share of all", "its own", "tokens", "agreement"]
     rows = [
         [
             row["name"],
@@ -146,29 +137,37 @@ def _languages(facts: Facts) -> list[str]:
             _percent(row["share"]),
             f"{row['own']:,}",
             f"{row['tokens']:,}",
-            _two_digits(row["confidence"]),
             _two_digits(row["agreement"]),
+            _two_digits(row["confidence"]),
         ]
         for row in facts.languages["languages"]
     ]
+    confidence, mean_confidence = "", ""
+    if resampled:
+        headings.append("confidence")
+        confidence = (
+            f" *Confidence*: the mean share of {resampled} bootstrap resamples of the documents in which a neuron of the "
+            "language is chosen again."
+        )
+        mean_confidence = (
+            f", a mean confidence of {_two_digits(facts.languages['summary']['mean_confidence'])}"
+        )
     summary = facts.languages["summary"]
     within, between = facts.overlap["mean_within_families"], facts.overlap["mean_between_families"]
     return [
         "## The languages",
         "",
-        "*Its own*: neurons that no other language has. *Confidence*: the mean share of "
-        f"{facts.stability['num_resamples']} bootstrap resamples of the documents in which a neuron of the language is "
-        "chosen again. *Agreement*: Jaccard similarity of the sets from half and from all of the text; near 1, "
-        "more text would change little. "
-        f"Over all languages: a median of {summary['median_neurons']:g} neurons, a mean confidence of "
-        f"{_two_digits(summary['mean_confidence'])}, a median agreement of {_two_digits(summary['median_agreement'])}.",
+        "*Its own*: neurons that no other language has. *Tokens*: of text, without those that mark its beginning and end. "
+        "*Agreement*: Jaccard similarity of the sets from half and from all of the text; near 1, more text would change little."
+        f"{confidence} Over all languages: a median of {summary['median_neurons']:g} neurons, a median agreement of "
+        f"{_two_digits(summary['median_agreement'])}{mean_confidence}.",
         "",
-        markdown_table(headings, rows, num_left=3),
+        markdown_table(headings, [row[: len(headings)] for row in rows], num_left=3),
         "",
         f"Two languages of one family share {_three_digits(within)} of their neurons in the mean (Jaccard), two of different "
         f"families {_three_digits(between)}.",
         "",
-        "![agreement and confidence](stability.png)",
+        f"![{'agreement and confidence' if resampled else 'agreement'}](agreement.png)",
         "",
         "![shared neurons of languages](overlap-languages.png)",
         "",
@@ -257,6 +256,8 @@ def _how_to_use(facts: Facts) -> list[str]:
     return [
         "## How to use it",
         "",
+        INSTALL,
+        "",
         "```python",
         "from lape_ds.neurons.neuron_set import NeuronSet",
         "",
@@ -265,10 +266,12 @@ def _how_to_use(facts: Facts) -> list[str]:
         "",
         "```bash",
         "lape-ds neurons show neurons.safetensors",
-        "lape-ds train RECIPE train.neurons=neurons.safetensors     # train one language's neurons and nothing else",
+        "# train one language's neurons and nothing else",
+        f"lape-ds train RECIPE train.neurons=neurons.safetensors languages.target={code}",
         *(
             [
-                "lape-ds neurons select recipe.yaml counts other.safetensors identify.top_rate=0.01     # other knobs, no model"
+                "# other knobs, from the counts; needs neither model nor text",
+                "lape-ds neurons select recipe.yaml counts other.safetensors identify.top_rate=0.01",
             ]
             if facts.has_counts
             else []
@@ -277,13 +280,13 @@ def _how_to_use(facts: Facts) -> list[str]:
     ]
 
 
-def _texts(recipe: Recipe) -> list[str]:
+def _texts(recipe: Recipe, facts: Facts) -> list[str]:
     license = recipe.atlas.license
     return [
         "## Texts and licences",
         "",
         f"- This folder: {license}" if license else "- This folder: no licence has been stated",
-        *(f"- {line}" for line in source_lines(recipe)),
+        *(f"- {line}" for line in source_lines(recipe, facts.run["commits"])),
         "- No text is in this folder, only sums over it.",
     ]
 

@@ -17,9 +17,11 @@ from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_pi
 from lape_ds.analysis.overlap import Layers, Overlap, set_families
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.picture import draw_agreement_and_confidence
+from lape_ds.atlas.provenance import commits_read
 from lape_ds.atlas.published import is_local, published_model_id, published_recipe
 from lape_ds.atlas.push import ATLAS_MARKER
 from lape_ds.atlas.table import describe_languages
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.neurons.counts import Counts
 from lape_ds.neurons.neuron_set import NeuronSet
@@ -39,9 +41,14 @@ def write_atlas(recipe: Recipe, *, with_counts: bool) -> Path:
         The folder.
 
     Raises:
-        UserError: Identification or ablation is missing or of other languages, the folder holds something else, or cannot be
-            written.
+        UserError: Identification or ablation is missing or of other languages, the folder holds something else, another job is
+            writing it, or it cannot be written.
     """
+    with take_lock(recipe.atlas_dir, instead="set another output_dir"):
+        return _write(recipe, with_counts=with_counts)
+
+
+def _write(recipe: Recipe, *, with_counts: bool) -> Path:
     named = {"model_id": published_model_id(recipe)}
     neuron_set = replace(NeuronSet.load(recipe.identify_dir / "neurons.safetensors"), **named)
     stability = _read_json(recipe.identify_dir / "stability.json", "lape-ds identify") | named
@@ -101,7 +108,7 @@ def _write_counts(recipe: Recipe, folder: Path, neuron_set: NeuronSet) -> None:
 
 def _draw(neuron_set: NeuronSet, stability: Mapping[str, Any], folder: Path) -> None:
     families = dict(zip(neuron_set.languages, set_families(neuron_set), strict=True))
-    write_picture(draw_agreement_and_confidence(stability, families), folder / "stability.png")
+    write_picture(draw_agreement_and_confidence(stability, families), folder / "agreement.png")
     write_picture(draw_layers(Layers.of(neuron_set)), folder / "layers.png")
     for name, overlap in (
         ("languages", Overlap.of_languages(neuron_set)),
@@ -126,4 +133,5 @@ def _run(recipe: Recipe) -> dict[str, Any]:
             "hub_id": None if is_local(recipe) else recipe.model.path,
             "revision": recipe.model.revision,
         },
+        "commits": commits_read(recipe),
     }

@@ -76,14 +76,15 @@ def _draw_rows(axes: Axes, languages: list[Mapping[str, Any]], font: float) -> N
     size = 0.45 * font
     with_neurons = [(row, one) for row, one in enumerate(languages) if one["neurons"]]
     sure = [(row, one["confidence"]["mean"]) for row, one in with_neurons if one["confidence"]]
-    axes.plot(
-        [mean for _, mean in sure],
-        [row for row, _ in sure],
-        "D",
-        color=_CONFIDENCE,
-        markersize=size,
-        label="mean confidence of its neurons",
-    )
+    if sure:
+        axes.plot(
+            [mean for _, mean in sure],
+            [row for row, _ in sure],
+            "D",
+            color=_CONFIDENCE,
+            markersize=size,
+            label="mean confidence of its neurons",
+        )
     axes.plot(
         [one["half_agreement"] for _, one in with_neurons],
         [row for row, _ in with_neurons],

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lape_ds.model.folder import is_hub_id
 from lape_ds.recipe import FilesSource, HeldOutSection, HubSource, Recipe, Source, TrainSection
 
 
 def is_local(recipe: Recipe) -> bool:
     """Whether the model is a folder here and not one of the hub."""
-    return recipe.model.create is not None or _is_path(recipe.model.path)
+    return recipe.model.create is not None or not is_hub_id(recipe.model.path)
 
 
 def published_model_id(recipe: Recipe) -> str:
@@ -56,10 +57,6 @@ def published_recipe(recipe: Recipe) -> Recipe:
 def _published_source(source: Source) -> Source:
     if isinstance(source, FilesSource):
         return source.model_copy(update={"path": Path(source.path).name})
-    if isinstance(source, HubSource) and _is_path(source.dataset):
+    if isinstance(source, HubSource) and not is_hub_id(source.dataset):
         return source.model_copy(update={"dataset": Path(source.dataset).name})
     return source
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith(("/", "~", ".")) or Path(name).exists()

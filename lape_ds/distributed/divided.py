@@ -29,7 +29,8 @@ class DividedStage:
         load: Gives the recipe that says where and how, or None where there is none.
         work: What each process does, whether it is alone or a rank; gives the exit code.
         is_divided: Whether several ranks can do it; told the recipe.
-        stopped: What is told, behind a signal's name, where one ends the stage.
+        stopped: What is told behind `stopped` where a signal ends the stage; told the recipe as far as it is loaded.
+        check: Refuses, before ranks are started, what can be seen without a model and in no time; told the recipe.
     """
 
     name: str
@@ -37,7 +38,8 @@ class DividedStage:
     load: Callable[[], Recipe | None]
     work: Callable[[Recipe | None], int]
     is_divided: Callable[[Recipe | None], bool]
-    stopped: str
+    stopped: Callable[[Recipe | None], str]
+    check: Callable[[Recipe | None], None] = lambda _: None
 
 
 def run_divided(stage: DividedStage) -> int:
@@ -54,8 +56,9 @@ def run_divided(stage: DividedStage) -> int:
     recipe = _enter(stage)
     num_ranks = None if recipe is None else recipe.launch.num_ranks
     if stage.is_divided(recipe) and len(slots := local_slots(num_ranks)) > 1:
+        stage.check(recipe)
         return launch_ranks(stage.name, stage.words, slots)
-    with StopRequest(stage.stopped):
+    with StopRequest(lambda: stage.stopped(recipe)):
         return stage.work(recipe)
 
 
@@ -73,7 +76,8 @@ def _enter(stage: DividedStage) -> Recipe | None:
 
 def _as_rank(stage: DividedStage) -> int:
     """Whatever ends one rank ends all of them, in one line."""
-    with StopRequest(stage.stopped) as stop:
+    recipe: Recipe | None = None
+    with StopRequest(lambda: stage.stopped(recipe)) as stop:
         slurm.become_rank()  # first which rank this is, so that a mistake is told by one
         from lape_ds.distributed import ranks
 

@@ -31,11 +31,13 @@ class StopRequest:
     Slurm's own warning (`--signal=USR1@120`) and its limit ask for the same thing; whichever comes first counts.
     """
 
-    def __init__(self, early: str = "before the first step; the same command goes on") -> None:
+    def __init__(
+        self, early: Callable[[], str] = lambda: "before the first step; the same command goes on"
+    ) -> None:
         """Listens to nothing yet.
 
         Args:
-            early: What is told, behind the signal's name, when one ends the process at once.
+            early: Asked when a signal ends the process at once: what is told behind `stopped`.
         """
         self._early = early
         end = os.environ.get("SLURM_JOB_END_TIME")  # seconds since 1970; absent outside Slurm
@@ -59,7 +61,9 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
         if not self._steps_begun:
-            text = f"{self._signal.name} {self._early}"
+            # A launcher passes on Ctrl-C as SIGTERM: only Slurm's own signal has a name that tells the user something.
+            cause = "SIGUSR1: " if self._signal == signal.SIGUSR1 else ""
+            text = f"{cause}stopped {self._early()}"
             if self.tell_early is not None:
                 self.tell_early(text)
             if os.environ.get("RANK", "0") == "0":

@@ -6,9 +6,9 @@ documents (numbers of examples, filters, groups that cannot be pooled) is told b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from lape_ds.errors import UserError, tell_error
+from lape_ds.errors import UserError, refuse
 from lape_ds.evaluation.harness_tasks import all_tasks, find_task, is_single, metric_directions
 from lape_ds.evaluation.suites import PlannedTask, Suite, plan
 from lape_ds.languages import all_languages
@@ -31,7 +31,7 @@ def check_planned(planned: Iterable[PlannedTask]) -> None:
         # Of a task in many languages the first fault is enough: to look for the nearest name takes long.
         if key not in faults and (fault := _fault(one)) is not None:
             faults[key] = fault
-    _refuse(list(faults.values()))
+    refuse(list(faults.values()))
 
 
 def check_suite(suite: Suite) -> list[str]:
@@ -82,10 +82,3 @@ def _fault(planned: PlannedTask) -> str | None:
     if directions[spec.metric] != (spec.direction == "higher"):
         return f"{where}: direction {spec.direction!r} is the wrong way round for {spec.metric}"
     return None
-
-
-def _refuse(faults: Sequence[str]) -> None:
-    for fault in faults[:-1]:
-        tell_error(fault)
-    if faults:
-        raise UserError(faults[-1])

@@ -101,7 +101,7 @@ def run_evaluation(request: EvalRequest) -> int:
         load=request.recipe,
         work=lambda _: _ask_or_answer(request),
         is_divided=lambda recipe: _backend(request, recipe) == "hf" and not request.prefetch,
-        stopped="during the evaluation; finished tasks are kept, the same command goes on",
+        stopped=lambda _: "during the evaluation; finished tasks are kept, the same command goes on",
     )
     return run_divided(stage)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from lape_ds.errors import UserError
+from lape_ds.errors import UserError, refuse
 from lape_ds.languages import Language, find_language
 from lape_ds.recipe import LanguageCode, Section
 from lape_ds.recipe.source_text import SourceText, read_yaml
@@ -122,9 +123,10 @@ def load_suite(name_or_path: str | Path) -> Suite:
 
     Raises:
         UserError: No such suite or file, broken YAML, unknown keys, wrong types, impossible values, no task, or
-            a task that the harness does not know where metric or direction is left to it.
+            a task that the harness does not know where metric or direction is left to it. Of several faults the last; the others
+            are printed before it. The harness is asked where nothing else is wrong.
     """
-    return _load(name_or_path, including=[])
+    return _load(_suite_path(name_or_path), including=[])
 
 
 def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:
@@ -229,50 +231,76 @@ def _placeholders(*templates: str | int | float) -> Iterator[str]:
             yield from (name for _, name, _, _ in Formatter().parse(template) if name is not None)
 
 
-def _load(name_or_path: str | Path, *, including: Sequence[Path]) -> Suite:
+def _load(path: Path, *, including: Sequence[Path]) -> Suite:
     """A suite with the tasks of the one that it includes; `including` are those that led here."""
-    path = _suite_path(name_or_path)
     if path in including:
         raise UserError(f"suite {path} includes itself: {' → '.join(map(str, [*including, path]))}")
     source = read_yaml(path)
-    _complete(source)
-    try:
-        # As for recipes: strict types still take lists and mappings only from JSON.
-        suite = Suite.model_validate_json(json.dumps(source.data), strict=True)
-    except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
-    suite = suite.model_copy(update={"tasks": _of_known_languages(suite, source)})
-    if suite.include is not None:
-        # A path is seen from the file that names it.
-        other = path.parent / suite.include if suite.include.endswith((".yaml", ".yml")) else suite.include
-        tasks = _load(other, including=[*including, path]).tasks | suite.tasks
-        suite = suite.model_copy(update={"tasks": tasks})
-    if not suite.tasks:
+    left_open = _complete(source)
+    included, faults = _included(source, path)
+    suite, of_form = _validated(source)
+    faults += of_form
+    if suite is not None:
+        faults += _languages_not_told(suite, source)
+    refuse(faults)  # before the harness is asked, which takes seconds
+    refuse(_ask_harness(source, left_open))
+    suite, _ = _validated(source)
+    assert suite is not None
+    tasks = _of_told_languages(suite)
+    if included is not None:
+        tasks = _load(included, including=[*including, path]).tasks | tasks
+    if not tasks:
         raise UserError(
             f"tasks: a suite must have at least one, or include another ({source.place(('tasks',))})"
         )
-    return suite
+    return suite.model_copy(update={"tasks": tasks})
 
 
-def _of_known_languages(suite: Suite, source: SourceText) -> dict[str, SuiteTask]:
-    """A suite's own tasks; where neither name nor parameters hold a placeholder, `languages` is the suite's, if that is one.
+def _included(source: SourceText, path: Path) -> tuple[Path | None, list[str]]:
+    """The file of the suite that is included, if one is, and what is wrong with its name."""
+    name = source.data.get("include") if isinstance(source.data, dict) else None
+    if not isinstance(name, str):  # what else it may be is told by the validation
+        return None, []
+    try:  # a path is seen from the file that names it
+        return _suite_path(path.parent / name if name.endswith((".yaml", ".yml")) else name), []
+    except UserError as error:
+        return None, [f"include: {error} ({source.place(('include',))})"]
 
-    Raises:
-        UserError: It is not one: the same documents would count as every language that the suite is run for.
-    """
-    tasks: dict[str, SuiteTask] = {}
-    for title, spec in suite.tasks.items():
-        is_told = spec.task == HELDOUT_TASK and "path" not in spec.metadata
-        if spec.languages is None and not spec.placeholders() and not is_told:
-            if isinstance(suite.languages, str) or len(suite.languages) != 1:
-                raise UserError(
-                    f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or "
-                    f"metadata that tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then "
-                    f"measured where the suite is run for that language ({source.place(('tasks', title))})"
-                )
-            spec = spec.model_copy(update={"languages": suite.languages})
-        tasks[title] = spec
-    return tasks
+
+def _validated(source: SourceText) -> tuple[Suite | None, list[str]]:
+    """The suite, or all that is wrong with its form."""
+    try:
+        # As for recipes: strict types still take lists and mappings only from JSON.
+        return Suite.model_validate_json(json.dumps(source.data), strict=True), []
+    except ValidationError as error:
+        return None, _faults(error, source)
+
+
+def _needs_languages(spec: SuiteTask) -> bool:
+    """Whether neither a task nor its name or parameters say which language its documents are of."""
+    is_told = spec.task == HELDOUT_TASK and "path" not in spec.metadata
+    return spec.languages is None and not spec.placeholders() and not is_told
+
+
+def _languages_not_told(suite: Suite, source: SourceText) -> list[str]:
+    """Of which tasks the same documents would count as every language that the suite is run for."""
+    if not isinstance(suite.languages, str) and len(suite.languages) == 1:
+        return []
+    return [
+        f"tasks.{title}.languages: must be given, for {spec.task} has no placeholder ({{code}}) in its name or metadata that "
+        f"tells its language: write `{title}: {{languages: [eng]}}` if it is English; it is then measured where the suite is "
+        f"run for that language ({source.place(('tasks', title))})"
+        for title, spec in suite.tasks.items()
+        if _needs_languages(spec)
+    ]
+
+
+def _of_told_languages(suite: Suite) -> dict[str, SuiteTask]:
+    """A suite's own tasks; where they do not say their language, it is the suite's one."""
+    return {
+        title: spec.model_copy(update={"languages": suite.languages}) if _needs_languages(spec) else spec
+        for title, spec in suite.tasks.items()
+    }
 
 
 def _suite_path(name_or_path: str | Path) -> Path:
@@ -289,36 +317,60 @@ def _suite_path(name_or_path: str | Path) -> Path:
     return path.resolve()
 
 
-def _complete(source: SourceText) -> None:
-    """Writes short lines out: a task without a name has the line's, and metric and direction may be left to the harness."""
+def _complete(source: SourceText) -> dict[str, dict[str, Any]]:
+    """Writes short lines out: a task without a name has the line's, and metric and direction may be left to the harness.
+
+    Returns:
+        By title the lines that leave them; until it is asked, they have some that are valid.
+    """
+    left_open: dict[str, dict[str, Any]] = {}
     tasks = source.data.get("tasks") if isinstance(source.data, dict) else None
     if not isinstance(tasks, dict):
-        return
+        return left_open
     for title, line in tasks.items():
         line = {"task": line} if isinstance(line, str) else {} if line is None else line
-        line = {"task": title} | line if isinstance(line, dict) else line
+        if isinstance(line, dict):
+            line = {"task": title} | line
+            if not {"metric", "direction"} <= line.keys() and not list(_placeholders(line["task"])):
+                left_open[title] = line
+                line = {"metric": "to be asked", "direction": "higher"} | line
         tasks[title] = line
-        if (
-            not isinstance(line, dict)
-            or not isinstance(line.get("task"), str)
-            or line.keys() - set(SuiteTask.model_fields)
-        ):
-            continue  # what is wrong with it is told by the validation
-        if {"metric", "direction"} <= line.keys() or list(_placeholders(line["task"])):
-            continue
-        from lape_ds.evaluation.harness_tasks import default_metric  # needs the harness: seconds
-
-        metric, direction = default_metric(
-            line["task"], line.get("metric"), where=f"suite task {title!r} ({source.place(('tasks', title))})"
-        )
-        tasks[title] = {"metric": metric, "direction": direction} | line
+    return left_open
 
 
-def _one_line(error: ValidationError, source: SourceText) -> str:
-    """`key: what is wrong, what is allowed (file:line)`."""
+def _ask_harness(source: SourceText, left_open: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Writes metric and direction of these tasks, as the harness has them; gives what is wrong with the tasks."""
+    if not left_open:
+        return []
+    from lape_ds.evaluation.harness_tasks import default_metric  # needs the harness: seconds
+
+    faults: list[str] = []
+    for title, line in left_open.items():
+        where = f"suite task {title!r} ({source.place(('tasks', title))})"
+        try:
+            metric, direction = default_metric(line["task"], line.get("metric"), where=where)
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            source.data["tasks"][title] = {"metric": metric, "direction": direction} | line
+    return faults
+
+
+def _faults(error: ValidationError, source: SourceText) -> list[str]:
+    """`key: what is wrong, what is allowed (file:line)` of each key with which something is wrong."""
     faults = error.errors(include_url=False)
-    # A misspelt key comes first: it often makes another one missing.
-    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
+    misspelt = {fault["loc"][:-1] for fault in faults if fault["type"] == "extra_forbidden"}
+    found: dict[tuple[str | int, ...], str] = {}
+    for fault in faults:
+        if fault["type"] == "missing" and fault["loc"][:-1] in misspelt:
+            continue  # a misspelt key often makes another one missing
+        keys, line = _fault(fault, source)
+        found.setdefault(keys, line)  # each of the types that a value may have tells a fault of its own
+    return list(found.values())
+
+
+def _fault(fault: ErrorDetails, source: SourceText) -> tuple[tuple[str | int, ...], str]:
+    """Of which keys, and the line."""
     # Pydantic also names union members and `[key]`, which nobody wrote.
     keys = tuple(
         part for depth, part in enumerate(fault["loc"]) if _written(fault["loc"][: depth + 1], source.data)
@@ -334,7 +386,7 @@ def _one_line(error: ValidationError, source: SourceText) -> str:
         what = str(fault["ctx"]["error"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
     else:
         what = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r:.60}"
-    return f"{'.'.join(map(str, keys)) or 'suite'}: {what} ({source.place(keys)})"
+    return keys, f"{'.'.join(map(str, keys)) or 'suite'}: {what} ({source.place(keys)})"
 
 
 def _written(keys: Sequence[str | int], data: Any) -> bool:

@@ -25,8 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.streams import Document
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.identification.ablation_rows import BASE, AblatedSet, RowFile
+from lape_ds.identification.sections import ABLATION_SECTIONS
 from lape_ds.languages import find_language
 from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.model.loss import LanguageModelLoss
@@ -39,9 +41,6 @@ from lape_ds.runlog import Progress, write_run_json
 from lape_ds.training.inputs import activation_probabilities, prefix_token_id
 from lape_ds.training.texts import heldout_part
 from lape_ds.writing import told_if_unwritable
-
-# What an ablation's folder is of. Its neurons and languages may change between runs: rows of other neurons are measured anew.
-_SECTIONS = ("model", "corpus", "train.block_length", "train.heldout.tokens_per_language")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,16 +150,17 @@ def ablate(
 
     Raises:
         UserError: There is no neuron set, or one of another model; fewer than two languages, or no neurons; no counts; no text;
-            or the folder is of another recipe.
+            or the folder is of another recipe, or another job is at work in it.
     """
     recipe = _with_tokens(recipe, tokens_per_language)
     folder = output_dir or recipe.output_dir / "ablation"
-    check_frozen(recipe, folder, sections=_SECTIONS)
+    check_frozen(recipe, folder, sections=ABLATION_SECTIONS)
+    path = neurons or recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
+    neuron_set = _neuron_set(path, languages)  # before the model, which takes long
     model_folder = recipe_model(recipe)
     skeleton = load_skeleton(model_folder)
     weights = fingerprint(model_folder)
-    path = neurons or recipe.train.neurons or recipe.identify_dir / "neurons.safetensors"
-    neuron_set = _neuron_set(path, skeleton, weights, languages)
+    _check_model(neuron_set, path, skeleton, weights)
     sets = [BASE, *_sets(recipe, neuron_set, weights, num_random)]
     tokenizer = load_tokenizer(model_folder)
     texts = _heldout_texts(recipe, tokenizer, neuron_set.languages)
@@ -174,10 +174,11 @@ def ablate(
         "max_length": min(recipe.train.block_length, longest),
         "tokens_per_batch": recipe.train.heldout.tokens_per_batch,
     }
-    freeze_recipe(recipe, folder, sections=_SECTIONS)
-    files = [RowFile(folder / "rows" / f"{one.name}.safetensors", one, settings) for one in sets]
-    base, *rows = _measure(recipe, model_folder, files, texts)
-    write_run_json(folder, recipe, {"stage": "ablate", **settings})
+    with take_lock(folder, instead="name another folder (--output, or another output_dir)"):
+        freeze_recipe(recipe, folder, sections=ABLATION_SECTIONS)
+        files = [RowFile(folder / "rows" / f"{one.name}.safetensors", one, settings) for one in sets]
+        base, *rows = _measure(recipe, model_folder, files, texts)
+        write_run_json(folder, recipe, {"stage": "ablate", **settings})
     return Ablation(
         neuron_set=neuron_set,
         settings=settings,
@@ -213,17 +214,15 @@ def _heldout_texts(
     return {code: _Text(heldout_part(recipe, corpus).documents) for code, corpus in corpora.items()}
 
 
-def _neuron_set(path: Path, skeleton: PreTrainedModel, weights: str, languages: Sequence[str]) -> NeuronSet:
+def _neuron_set(path: Path, languages: Sequence[str]) -> NeuronSet:
     """The neuron set, of the languages asked for."""
     if not path.exists():
         raise UserError(
             f"no neuron set at {path}: run `lape-ds identify` with this recipe first, or set train.neurons"
         )
-    shape = model_shape(skeleton)
     codes = list(dict.fromkeys(find_language(code).code for code in languages))
     try:
         found = NeuronSet.load(path)
-        found.check_model(weights, num_layers=shape.num_layers, neurons_per_layer=shape.neurons_per_layer)
         found = found.only(*(codes or found.languages))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -238,6 +237,15 @@ def _neuron_set(path: Path, skeleton: PreTrainedModel, weights: str, languages: 
             "activation_bar_ratio) and run `lape-ds identify` again"
         )
     return found
+
+
+def _check_model(found: NeuronSet, path: Path, skeleton: PreTrainedModel, weights: str) -> None:
+    """That the neurons are of this model."""
+    shape = model_shape(skeleton)
+    try:
+        found.check_model(weights, num_layers=shape.num_layers, neurons_per_layer=shape.neurons_per_layer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _sets(recipe: Recipe, neuron_set: NeuronSet, weights: str, num_random: int) -> Iterator[AblatedSet]:

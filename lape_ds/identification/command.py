@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lape_ds.distributed.divided import DividedStage, run_divided
-from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.identification.sections import count_sections, holds_counts
+from lape_ds.model.folder import check_made, folder_here
+from lape_ds.recipe import Recipe, check_frozen, load_recipe
 
 
 def run_identification(recipe_path: str, overrides: Sequence[str]) -> int:
@@ -26,9 +28,24 @@ def run_identification(recipe_path: str, overrides: Sequence[str]) -> int:
         load=lambda: load_recipe(recipe_path, overrides),
         work=_work,
         is_divided=lambda _: True,
-        stopped="while counting; what is counted is kept, the same command goes on",
+        stopped=_stopped,
+        check=_check,
     )
     return run_divided(stage)
+
+
+def _stopped(recipe: Recipe | None) -> str:
+    if recipe is None or not holds_counts(recipe.counting_dir):
+        return "before anything was counted; the same command goes on"
+    return "while counting; what is counted is kept, the same command goes on"
+
+
+def _check(recipe: Recipe | None) -> None:
+    """Raises UserError for what a rank would refuse only after it has started, which takes long."""
+    assert recipe is not None
+    check_frozen(recipe, recipe.counting_dir, sections=count_sections(recipe))
+    check_made(recipe)
+    folder_here(recipe.model.path)
 
 
 def _work(recipe: Recipe | None) -> int:

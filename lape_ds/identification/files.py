@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lape_ds.errors import UserError
+from lape_ds.identification.sections import holds_counts
 from lape_ds.identification.units import Text, Unit
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader, coalesced
 from lape_ds.writing import write_json
@@ -78,9 +79,7 @@ class CountFiles:
 
     def holds_counts(self) -> bool:
         """Whether anything is counted, of whatever recipe."""
-        return any(
-            any(self.folder.glob(pattern)) for pattern in ("counts/*.safetensors", "units/*/*.safetensors")
-        )
+        return holds_counts(self.folder)
 
     def check(self, text: Text) -> CountsHeader | None:
         """What the language's file says it holds; None if there is none. Writes nothing.

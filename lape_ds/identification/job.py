@@ -21,20 +21,13 @@ from lape_ds.distributed import ranks
 from lape_ds.distributed.agreement import SAME_SOFTWARE, check_same, check_same_recipe, software
 from lape_ds.errors import UserError
 from lape_ds.identification.files import CountFiles
+from lape_ds.identification.sections import count_sections
 from lape_ds.identification.units import Text
 from lape_ds.model.loading import fingerprint, load_skeleton, load_tokenizer, recipe_model
 from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.counting import check_can_reset_positions
 from lape_ds.neurons.counts import CountSettings, CountsFiles
 from lape_ds.recipe import Recipe, check_frozen
-
-# What the counts depend on. The languages and the knobs of the selection may change between runs: the neurons are selected
-# anew from the counts that are there.
-_COUNT_SECTIONS = (
-    "model",
-    "corpus",
-    *(f"identify.{key}" for key in ("context_length", "tokens_per_language", "reset_positions", "dtype")),
-)
 
 
 @dataclass(frozen=True)
@@ -111,11 +104,6 @@ def prepare_job(recipe: Recipe) -> Job:
         for code, corpus in corpora.items()
     }
     return Job(recipe, model_folder, skeleton, texts, files)
-
-
-def count_sections(recipe: Recipe) -> tuple[str, ...]:
-    """Keys of the recipe on which the content of its folder of counts depends: of a part, also how the text is cut into units."""
-    return _COUNT_SECTIONS if recipe.identify.part is None else (*_COUNT_SECTIONS, "identify.shard_tokens")
 
 
 def _context_length(recipe: Recipe, config: PretrainedConfig) -> int:

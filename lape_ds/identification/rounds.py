@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lape_ds.identification.job import Job
@@ -29,10 +30,17 @@ class Plan:
 
     def owner(self, language: str) -> int | None:
         """The rank that counts all that is counted of a language; None if there are several."""
-        owners = [
-            rank for rank, share in enumerate(self.shares) if any(unit.language == language for unit in share)
-        ]
+        owners = self._owners[language]
         return owners[0] if len(owners) == 1 else None
+
+    @cached_property
+    def _owners(self) -> dict[str, list[int]]:
+        """The ranks of each language, by one look at each unit: it is asked for every file."""
+        owners: dict[str, dict[int, None]] = {}
+        for rank, share in enumerate(self.shares):
+            for unit in share:
+                owners.setdefault(unit.language, {})[rank] = None
+        return {language: list(ranks) for language, ranks in owners.items()}
 
     def message(self) -> dict[str, Any]:
         """As JSON."""

@@ -7,7 +7,7 @@ further language costs only its own counting, and other knobs of the selection c
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,14 @@ from rich.table import Table
 from lape_ds.distributed import ranks
 from lape_ds.distributed.agreement import check_one_folder
 from lape_ds.distributed.run_lock import take_lock
-from lape_ds.identification.job import Job, count_sections, prepare_job
+from lape_ds.identification.job import Job, prepare_job
 from lape_ds.identification.rounds import Plan, next_plan
+from lape_ds.identification.sections import count_sections
 from lape_ds.identification.share import Counter
 from lape_ds.neurons.counts import CountsHeader
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.neurons.selection import select_neurons
-from lape_ds.neurons.stability import Stability, measure_stability
+from lape_ds.neurons.stability import LanguageStability, Stability, measure_stability
 from lape_ds.recipe import Recipe, freeze_recipe
 from lape_ds.runlog import write_run_json
 from lape_ds.writing import told_if_unwritable, write_json
@@ -71,7 +72,7 @@ def write_neurons(recipe: Recipe) -> None:
                 else:  # nor may one stay that is of another selection
                     path.with_name("stability.json").unlink(missing_ok=True)
                 _write_run(job, tokens)
-            Console().print(_table(neuron_set, tokens, job))
+            Console().print(_table(neuron_set, stability, tokens, job))
         ranks.meet()  # Slurm ends a step soon after its first rank has left
 
 
@@ -171,20 +172,33 @@ def _write_run(job: Job, tokens: dict[str, Tokens]) -> None:
     write_run_json(job.files.folder, job.recipe, facts)
 
 
-def _table(neuron_set: NeuronSet, tokens: dict[str, Tokens], job: Job) -> Table:
+def _table(
+    neuron_set: NeuronSet, stability: Stability | None, tokens: Mapping[str, Tokens], job: Job
+) -> Table:
     shape, early = job.shape, job.recipe.identify.stop_when == "stable"
     distinct = len(neuron_set.union(*neuron_set.languages))
     all_neurons = shape.num_layers * shape.neurons_per_layer
-    table = Table(title="Language neurons", caption=f"{distinct:,} distinct of {all_neurons:,} neurons")
+    caption = f"{distinct:,} distinct of {all_neurons:,} neurons"
+    if stability is not None:
+        caption += "\nagreement: Jaccard of the sets from half and all of the text"
+    table = Table(title="Language neurons", caption=caption)
     table.add_column("language")
-    for heading in ("tokens", *(["saved"] if early else []), "neurons", "% of parameters"):
+    sure = [] if stability is None else ["agreement", *(["confidence"] if stability.num_resamples else [])]
+    # What is saved is told as a share: of it BOS and EOS are not known, which are none of the text's tokens.
+    for heading in ("tokens", *(["saved"] if early else []), "neurons", "% of weights", *sure):
         table.add_column(heading, justify="right")
-    for code in neuron_set.languages:
+    for number, code in enumerate(neuron_set.languages):
         num_neurons = neuron_set.num_neurons(code)
         share = 100 * num_neurons * shape.parameters_per_neuron / shape.num_parameters
         one = tokens[code]
-        saved = [f"{one.saved:,} ({100 * one.saved / (one.used + one.saved):.0f} %)"] if early else []
-        table.add_row(
-            code, f"{neuron_set.knobs['tokens'][code]:,}", *saved, f"{num_neurons:,}", f"{share:.2f}"
-        )
+        row = [code, f"{neuron_set.knobs['tokens'][code]:,}"]
+        row += [f"{100 * one.saved / (one.used + one.saved):.0f} %"] if early else []
+        row += [f"{num_neurons:,}", f"{share:.2f}"]
+        table.add_row(*row, *([] if stability is None else _sure(stability.languages[number])))
     return table
+
+
+def _sure(one: LanguageStability) -> list[str]:
+    """Agreement, and where there are resamples confidence."""
+    confidence = [] if one.confidence is None else ["–" if one.summary is None else f"{one.summary.mean:.2f}"]
+    return [f"{one.half.jaccard:.2f}", *confidence]

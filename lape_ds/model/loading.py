@@ -37,6 +37,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lape_ds.errors import UserError, first_line
+from lape_ds.model.folder import check_made, folder_here
 from lape_ds.model.weights import checkpoint_files, tensors_of
 from lape_ds.recipe import Recipe
 
@@ -56,13 +57,8 @@ def resolve_model(path: str, revision: str | None = None, *, config_only: bool =
         UserError: No such model, gated without a token, offline and not in the cache, or the hub does not
             answer.
     """
-    folder = Path(path).expanduser()
-    if folder.exists() or path.startswith((".", "/", "~")):
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"model.path={path}: no config.json there; give the folder of a Hugging Face model, or a hub "
-                "id"
-            )
+    folder = folder_here(path)
+    if folder is not None:
         return folder
     if config_only:
         return _download(path, revision, ["config.json"])
@@ -78,11 +74,7 @@ def recipe_model(recipe: Recipe, *, config_only: bool = False) -> Path:
     Raises:
         UserError: As `resolve_model`, or the recipe's own model has not been made yet.
     """
-    if recipe.model.create is not None and not (Path(recipe.model.path) / "config.json").is_file():
-        raise UserError(
-            f"model.path={recipe.model.path} is not made yet (relative to {Path.cwd()}): run `lape-ds pretrain` with this "
-            "recipe first"
-        )
+    check_made(recipe)
     return resolve_model(recipe.model.path, recipe.model.revision, config_only=config_only)
 
 

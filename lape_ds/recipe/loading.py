@@ -22,12 +22,14 @@ from lape_ds.recipe.source_text import KeyPath, SourceText, read_yaml
 from lape_ds.resources import asset, has_asset
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, for_counts_alone: bool = False) -> Recipe:
     """Loads, overrides and validates a recipe.
 
     Args:
         path: A YAML file, a folder holding `recipe.yaml`, or a shipped recipe (`recipes/quickstart.yaml`).
         overrides: `key=value` each, the key dotted, the value YAML: `train.optimizer.learning_rate=1e-4`.
+        for_counts_alone: What the recipe says is done with counts that are there: its texts may be elsewhere, as those of a
+            published recipe are.
 
     Raises:
         UserError: A bad file, key, value or combination; or a file named in it is not there.
@@ -36,7 +38,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         source.set_key(override)
     recipe = validate(source)
-    _check_files(recipe, source)
+    if not for_counts_alone:
+        _check_files(recipe, source)
     return recipe
 
 
@@ -106,6 +109,8 @@ def _one_line(error: ValidationError, source: SourceText) -> str:
         alike = [one for one in errors if _written_keys(one["loc"], source.data) == keys]
         wanted = " or ".join(dict.fromkeys(_expectation(one) for one in alike))
         what = f"{wanted}, not {_shown(first['input'])}"
+        if any(one["type"] == "list_type" for one in alike) and isinstance(first["input"], str):
+            what += f"; write [{first['input']}]"
     return f"{dotted}: {what} ({source.place(keys)})"
 
 

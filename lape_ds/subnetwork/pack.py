@@ -101,6 +101,14 @@ class Pack:
         _check(places, self, "base")
         _write(places, "new")
 
+    def is_in(self, model: nn.Module) -> bool:
+        """Whether the model holds the pack, as after `apply`."""
+        try:
+            places = _places(model, self)
+        except UserError:  # it has not even these neurons
+            return False
+        return _other_than(places, "new") is None
+
     def revert(self, model: nn.Module) -> None:
         """Takes the pack out again: every bit is as it was before `apply`.
 
@@ -293,15 +301,27 @@ def _places(model: nn.Module, pack: Pack) -> list[_Place]:
     return found
 
 
+def _other_than(places: Sequence[_Place], side: _Side) -> _Place | None:
+    """The first place whose values are not those of a side of the pack."""
+    return next(
+        (
+            place
+            for place in places
+            if not torch.equal(bits(place.entries.read()), bits(getattr(place, side)))
+        ),
+        None,
+    )
+
+
 def _check(places: Sequence[_Place], pack: Pack, side: _Side) -> None:
     """Refuses a model that does not hold a side of the pack."""
-    for place in places:
-        if not torch.equal(bits(place.entries.read()), bits(getattr(place, side))):
-            raise UserError(
-                f"{place.name} does not hold the {'base' if side == 'base' else 'pack'}'s values: the model was "
-                f"changed since it was loaded, {'holds a pack already' if side == 'base' else 'does not hold this pack'}, or "
-                f"its weights were rounded to another dtype than that of the training ({pack.dtype})"
-            )
+    place = _other_than(places, side)
+    if place is not None:
+        raise UserError(
+            f"{place.name} does not hold the {'base' if side == 'base' else 'pack'}'s values: the model was "
+            f"changed since it was loaded, {'holds a pack already' if side == 'base' else 'does not hold this pack'}, or "
+            f"its weights were rounded to another dtype than that of the training ({pack.dtype})"
+        )
 
 
 @torch.no_grad()

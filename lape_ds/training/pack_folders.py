@@ -51,10 +51,14 @@ def apply_to_folder(pack: Pack, base: Path, target: Path) -> Written:
         target: Made; an earlier one of this kind is replaced, anything else is refused.
 
     Raises:
-        UserError: Another base, or no model there.
+        UserError: Another base, one that holds the pack already, or no model there.
     """
     found = fingerprint(base)
     model = _load(base, pack.dtype)
+    if found != pack.base_fingerprint and pack.is_in(model):
+        raise UserError(
+            f"{base} holds {pack.title} already: there is nothing to apply; `lape-ds pack revert` takes it out again"
+        )
     pack.apply(model, base_fingerprint=found)
     return _write(pack, model, base, target, "applied to")
 

@@ -29,22 +29,24 @@ def printed(codes: Sequence[str], **settings: Any) -> list[str]:
     return list(lines(ablation, Specificity.of(ablation, num_resamples=500)))
 
 
-def test_table_of_a_dozen_fits_a_terminal() -> None:
-    out = printed(TWELVE, without=["lit_Latn"])
-    assert max(map(len, out)) <= 100
+def test_table_of_ten_fits_a_terminal() -> None:
+    ten = TWELVE[2:]
+    out = printed(ten, without=["lit_Latn"])
+    assert max(map(len, out)) <= 80
     matrix = out[out.index("") + 1 :]
     heading = matrix[0].split()
     assert heading[0] == "off"
-    assert sorted(heading[1:]) == sorted(code[:3] for code in TWELVE)
+    assert sorted(heading[1:]) == sorted(code[:3] for code in ten)
     assert heading.index("lit") == heading.index("lvs") + 1  # the Baltic ones beside each other
-    assert len(matrix[: matrix.index("")]) == 1 + 11, "a row for each language with neurons"
-    assert out[-1] == "without neurons, so measured only: lit_Latn"
+    assert len(matrix[: matrix.index("")]) == 1 + 9, "a row for each language with neurons"
+    assert "without neurons, so measured only: lit_Latn" in out
+    assert not any("±?" in line for line in out)
 
 
 def test_of_more_languages_the_summary_is_shown() -> None:
     out = printed(TWENTY_FOUR)
-    assert max(map(len, out)) <= 100
-    assert not any(line.startswith("off") for line in out)
+    assert max(map(len, out)) <= 80
+    assert sum(line.startswith("off") for line in out) == 1, "no matrix"
     summary = [line for line in out if line.split(" ")[0] in TWENTY_FOUR]
     assert len(summary) == 24
     assert any(line.startswith("LAPE is above random") for line in out)
@@ -116,4 +118,6 @@ def test_report_is_whole_and_strict_json(tmp_path: Path, capsys: pytest.CaptureF
     for one in content["sets"]:
         assert set(one["change"]) == set(TWELVE[:3])
     assert {path.name for path in tmp_path.iterdir()} == {"ablation.json", "ablation.png", "more.svg"}
-    assert "±?" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert " ±? " in out
+    assert "±?: no interval, since there are too few documents or languages to tell" in out

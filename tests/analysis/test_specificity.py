@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
+from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
+from lape_ds.analysis.ablation_tables import lines
 from lape_ds.analysis.specificity import CONTROLS, Estimate, Specificity
 from lape_ds.evaluation.comparing.statistics import resamplings
-from lape_ds.identification.ablation import Ablation
+from lape_ds.identification.ablation import AblatedRow, Ablation
 from lape_ds.identification.ablation_rows import Kind
 from tests.analysis.ablations import made_ablation, random_ablation
 
@@ -148,3 +153,62 @@ def test_what_resamples_do_not_tell_has_no_interval() -> None:
     assert one_row.overall["identified"].half_width is None
     assert one_row.by_language["identified"][CODES[0]].half_width is not None
     assert one_row.overall["identified"].value == one_row.by_language["identified"][CODES[0]].value
+
+
+def with_few_documents(ablation: Ablation, few: str) -> Ablation:
+    """Nine of a language, one too few."""
+
+    def cut(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {code: part[:9] if code == few else part for code, part in parts.items()}
+
+    rows = tuple(AblatedRow(row.ablated, cut(row.nats)) for row in ablation.rows)
+    return replace(ablation, num_bytes=cut(ablation.num_bytes), base=cut(ablation.base), rows=rows)
+
+
+def without_language(ablation: Ablation, code: str) -> Ablation:
+    """As though it had never been measured."""
+    kept = [other for other in ablation.languages if other != code]
+    num_tokens = {other: ablation.num_tokens[other] for other in kept}
+    num_bytes = {other: ablation.num_bytes[other] for other in kept}
+    base = {other: ablation.base[other] for other in kept}
+    rows = tuple(row for row in ablation.rows if row.ablated.language != code)
+    return Ablation(ablation.neuron_set.only(*kept), ablation.settings, num_tokens, num_bytes, base, rows)
+
+
+def test_a_language_with_too_few_documents_costs_only_its_own_interval() -> None:
+    """All others have the scores and intervals that they would have without it."""
+    full, few = random_ablation(CODES), "kat_Geor"
+    ablation = with_few_documents(full, few)
+    scores = Specificity.of(ablation, num_resamples=200)
+    expected = Specificity.of(without_language(ablation, few), num_resamples=200)
+    assert scores.too_few == (few,)
+    assert scores.averaged == tuple(code for code in CODES if code != few)
+    pairs: list[tuple[Mapping[Any, Estimate], Mapping[Any, Estimate]]] = [
+        (scores.overall, expected.overall),
+        (scores.overall_over, expected.overall_over),
+        *((scores.by_language[kind], expected.by_language[kind]) for kind in scores.by_language),
+        *((scores.over[kind], expected.over[kind]) for kind in CONTROLS),
+    ]
+    for found, there in pairs:
+        assert found.keys() - there.keys() <= {few}
+        for name, one in there.items():
+            assert astuple(found[name]) == pytest.approx(astuple(one))
+            assert found[name].half_width is not None
+        assert few not in found or found[few].half_width is None
+    own, others = scores.own("identified", few), scores.others("identified", few)
+    assert scores.by_language["identified"][few].value == pytest.approx(own - others)
+    told = list(lines(ablation, scores))
+    assert any(line.startswith("fewer than 10 held-out documents") and few in line for line in told)
+    assert not any(
+        line.startswith("fewer than") for line in lines(full, Specificity.of(full, num_resamples=200))
+    )
+
+
+def test_of_two_languages_one_with_few_documents_leaves_no_interval() -> None:
+    """The other has none but it to be compared with."""
+    full = random_ablation(CODES[:2])
+    ablation = with_few_documents(full, full.languages[0])
+    scores = Specificity.of(ablation, num_resamples=200)
+    assert all(one.half_width is None for one in scores.by_language["identified"].values())
+    assert scores.overall["identified"].half_width is None
+    assert scores.averaged == full.languages

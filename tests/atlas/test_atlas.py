@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -22,7 +23,10 @@ from safetensors import safe_open
 
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.folder import write_atlas
+from lape_ds.atlas.provenance import commits_read
 from lape_ds.atlas.published import published_recipe
+from lape_ds.cli_atlas import _check_recipe  # pyright: ignore[reportPrivateUsage]
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.neurons.counts import Counts
@@ -65,7 +69,7 @@ atlas: {{ablate: [mt, ka, en], num_random: 2, license: cc-by-4.0}}
 env: {{OUR_TOKEN: hf_not_to_be_told}}
 """
 FILES = {
-    *("README.md", "neurons.safetensors", "languages.json", "layers.png", "stability.json", "stability.png"),
+    *("README.md", "neurons.safetensors", "languages.json", "layers.png", "stability.json", "agreement.png"),
     *("overlap-languages.json", "overlap-languages.png", "overlap-families.json", "overlap-families.png"),
     *("ablation.json", "ablation.png", "recipe.yaml", "run.json"),
     *(f"counts/{code}.safetensors" for code in CODES),
@@ -235,10 +239,10 @@ def test_the_languages_table_is_that_of_the_files(made: Made) -> None:
     """Every cell, computed here from the neuron set, the counts and stability.json."""
     neurons = NeuronSet.load(made.folder / "neurons.safetensors")
     stability = made.json("stability")["languages"]
-    rows = table((made.folder / "README.md").read_text(encoding="utf-8"), "language", "agreement")
+    rows = table((made.folder / "README.md").read_text(encoding="utf-8"), "language", "confidence")
     assert [row[1] for row in rows] == CODES
     sets = {code: {tuple(pair) for pair in neurons.neurons(code).tolist()} for code in CODES}
-    for name, code, told_family, number, share, own, tokens, confidence, agreement in rows:
+    for name, code, told_family, number, share, own, tokens, agreement, confidence in rows:
         others = set[Any]().union(*(sets[other] for other in CODES if other != code))
         counts = Counts.load(made.folder / "counts" / f"{code}.safetensors")
         assert (name, told_family) == (find_language(code).name, family(code))
@@ -395,9 +399,18 @@ def test_a_folder_of_something_else_is_left(made: Made, tmp_path: Path) -> None:
     (tmp_path / "ablation").symlink_to(recipe.output_dir / "ablation")
     (tmp_path / "atlas").mkdir()
     (tmp_path / "atlas" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other things and is left as it is"):
-        write_atlas(other, with_counts=True)
+    for write in (
+        _check_recipe,
+        partial(write_atlas, with_counts=True),
+    ):  # the former before hours of counting
+        with pytest.raises(UserError, match="holds other things and is left as it is"):
+            write(other)
     (tmp_path / "atlas" / "notes.txt").unlink()
+    with (
+        take_lock(tmp_path / "atlas", instead="leave"),
+        pytest.raises(UserError, match=r"another process is at work in .*atlas .* or set another output_dir"),
+    ):
+        write_atlas(other, with_counts=True)
     folder = write_atlas(other, with_counts=False)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         name for name in FILES if not name.startswith("counts/")
@@ -423,6 +436,8 @@ def test_results_of_another_selection_are_refused(made: Made, tmp_path: Path) ->
             UserError, match=r"stability.json is of another selection than neurons.safetensors"
         ):
             write_atlas(other, with_counts=False)
+    with pytest.raises(UserError, match=r"ablation holds output of another recipe: train.block_length is 32"):
+        _check_recipe(other.model_copy(update={"train": other.train.model_copy(update={"block_length": 32})}))
     path.unlink()
     with pytest.raises(UserError, match=r"no such file: .*stability.json"):
         write_atlas(other, with_counts=False)
@@ -432,7 +447,10 @@ def test_the_card_of_a_hub_model(made: Made, tmp_path: Path) -> None:
     """Model, revision and data sets of the hub are named so that it links them; which texts are whose is told."""
     folder = tmp_path / "atlas"
     shutil.copytree(made.folder, folder)
-    run = made.json("run") | {"model": {"hub_id": "meta-llama/Llama-3.1-8B", "revision": "v1"}}
+    assert made.json("run")["commits"] == {code: [] for code in CODES}, "CLDR's text is not of the hub"
+    commits = {code: ["a" * 40] for code in CODES} | {"eng_Latn": ["b" * 40, "c" * 40]}
+    model = {"hub_id": "meta-llama/Llama-3.1-8B", "revision": "v1"}
+    run = made.json("run") | {"model": model, "commits": commits}
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     recipe = load_recipe(
         REPO / "recipes" / "atlas-llama-3.1-8b.yaml",
@@ -449,7 +467,37 @@ def test_the_card_of_a_hub_model(made: Made, tmp_path: Path) -> None:
     assert (
         "- The model and its licence: https://huggingface.co/meta-llama/Llama-3.1-8B, revision `v1`;" in text
     )
-    english = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb " in line)
+    english = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb, " in line)
+    assert f", read at commit `{'b' * 40}` and `{'c' * 40}` (ODC" in english
     assert english.endswith("(ODC-By 1.0, and Common Crawl's terms of use): eng_Latn")
-    others = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb-2 " in line)
+    others = next(line for line in text.splitlines() if "datasets/HuggingFaceFW/fineweb-2, " in line)
+    assert f", read at commit `{'a' * 40}` (ODC" in others
     assert others.endswith(": mlt_Latn, kat_Geor, deu_Latn, nob_Latn, srp_Cyrl")
+
+
+def test_a_card_without_a_bootstrap_speaks_of_none(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "atlas"
+    shutil.copytree(made.folder, folder)
+    stability, languages = made.json("stability") | {"num_resamples": 0}, made.json("languages")
+    languages["summary"]["mean_confidence"] = None
+    for one in (*stability["languages"].values(), *languages["languages"]):
+        one["confidence"] = None
+    for name, content in (("stability", stability), ("languages", languages)):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    text = write_card(folder, load_recipe(made.folder / "recipe.yaml"))
+    assert [len(row) for row in table(text, "language", "agreement")] == [8] * len(CODES)
+    told = text.split("## The languages")[1].split("## Do these neurons matter?")[0]
+    assert "onfidence" not in told
+    assert "resample" not in told
+    assert "–" not in told
+
+
+def test_the_commits_are_those_of_the_counted_text(made: Made, tmp_path: Path) -> None:
+    """Text is packed anew when its data set changes: only what was counted is told."""
+    recipe = load_recipe(made.work / "small.yaml", [f"corpus.cache_dir={tmp_path}"])
+    (part,) = Counts.load(recipe.identify_dir / "counts" / "mlt_Latn.safetensors").parts
+    for fingerprint, commit in ((part.corpus_fingerprint, "a" * 40), ("of other text", "b" * 40)):
+        path = tmp_path / "mlt_Latn" / fingerprint / "corpus.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"source": {"kind": "hub"}, "commits": [commit]}))
+    assert commits_read(recipe) == {code: ["a" * 40] if code == "mlt_Latn" else [] for code in CODES}

@@ -80,7 +80,7 @@ def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path, told: list[i
             job.processes[rank].send_signal(signal.SIGTERM)
         assert job.wait(10) == [STOPPED] * 3, job.output
     assert job.reasons == []
-    assert job.output.count("SIGTERM before the first step; the same command goes on\n") == 1
+    assert job.output.count("stopped before the first step; the same command goes on\n") == 1
     assert "without a word" not in job.output
 
 

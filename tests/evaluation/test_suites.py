@@ -124,7 +124,7 @@ def test_unknown_language_and_nothing_left():
         (
             "name: own",
             "name: own\ninclude: quickstrat",
-            r"unknown suite 'quickstrat', did you mean 'quickstart'",
+            r"include: unknown suite 'quickstrat', did you mean 'quickstart'.*own\.yaml:2\)$",
         ),
         ("name: own", "name: own\ninclude: own.yaml", r"own\.yaml includes itself"),
         ("higher", "up", r"tasks\.topic\.direction: .*'higher' or 'lower', not 'up' .*own\.yaml:7"),
@@ -143,6 +143,42 @@ def test_faults_are_one_line_with_key_place_and_what_is_allowed(
     assert old in VALID
     message = refusal(tmp_path, VALID.replace(old, new))
     assert re.search(expected, message), message
+
+
+def test_all_faults_are_told_in_one_go_without_the_harness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Also of lines that leave something to it: to import it takes many seconds."""
+    monkeypatch.setattr(harness_tasks, "find_task", lambda *_, **__: pytest.fail("the harness was asked"))
+    last = refusal(
+        tmp_path,
+        "name: own\ninclude: none.yaml\nlanguages: some\ntasks:\n  first: {task: arc_easy, direction: up}\n"
+        "  second: {tsk: mmlu, num_fewshot: -1}\n",
+    )
+    told = [*capsys.readouterr().err.splitlines(), f"error: {last}"]
+    expected = [
+        (r"include: no suite .*none\.yaml", 2),
+        ("languages: ", 3),
+        (r"tasks\.first\.direction: .*'higher' or 'lower', not 'up'", 5),
+        (r"tasks\.second\.num_fewshot: .* not -1", 6),
+        (r"tasks\.second\.tsk: unknown key, did you mean 'task'\?", 6),
+    ]
+    assert len(told) == len(expected), told
+    for line, (text, number) in zip(told, expected, strict=True):
+        assert re.search(rf"^error: {text}.*own\.yaml:{number}\)$", line), line
+    last = refusal(tmp_path, "name: own\ntasks:\n  first: arc_easy\n  second: {task: mmlu}\n")
+    assert last.startswith("tasks.second.languages: must be given")
+    assert capsys.readouterr().err.startswith("error: tasks.first.languages: must be given")
+
+
+def test_all_that_the_harness_lacks_is_told_in_one_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    last = refusal(
+        tmp_path,
+        "name: own\nlanguages: [mlt]\ntasks:\n  first: {task: cldr_cloze, metric: f1}\n"
+        "  second: {task: cldr_topic, metric: f2}\n",
+    )
+    assert "cldr_topic has no metric 'f2'" in last
+    assert "cldr_cloze has no metric 'f1'" in capsys.readouterr().err
 
 
 def test_left_out_takes_any_name_of_a_language(tmp_path: Path):
@@ -204,9 +240,13 @@ def test_a_short_line_is_read_as_the_task_says(tmp_path: Path):
     ]
     assert suite.tasks["cldr_translation"].num_fewshot == 2
     with pytest.raises(
-        UserError, match=r"suite task 'third' .*own\.yaml:3.*cldr_cloze has no metric 'f1' but acc, acc_bytes"
+        UserError, match=r"suite task 'third' .*own\.yaml:4.*cldr_cloze has no metric 'f1' but acc, acc_bytes"
     ):
-        load_suite(written(tmp_path, "name: own\ntasks:\n  third: {task: cldr_cloze, metric: f1}\n"))
+        load_suite(
+            written(
+                tmp_path, "name: own\nlanguages: [mlt]\ntasks:\n  third: {task: cldr_cloze, metric: f1}\n"
+            )
+        )
 
 
 def test_a_task_without_a_placeholder_is_of_the_language_that_is_said(tmp_path: Path):

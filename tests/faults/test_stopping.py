@@ -96,7 +96,7 @@ def test_before_the_first_step_a_signal_ends_at_once(jobs: Jobs) -> None:
     job.wait_for(lambda: catches(rank.pid, signal.SIGUSR1))
     rank.send_signal(signal.SIGUSR1)
     assert job.end() == [STOPPED]
-    assert len(job.lines("SIGUSR1 before the first step; the same command goes on")) == 1
+    assert len(job.lines("SIGUSR1: stopped before the first step; the same command goes on")) == 1
     assert last_step(job.run_dir) == 0
 
 

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lape_ds import cli
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.splitting import NUM_BUCKETS
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
 from lape_ds.identification import ablation
 from lape_ds.identification.ablation import Ablation, ablate
@@ -249,6 +250,21 @@ def test_stopped_anywhere_it_goes_on(
     assert equal(ablate(recipe, num_random=2), resumed)
 
 
+def test_two_jobs_do_not_measure_into_one_folder(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second would write over rows of the first; it is refused before it loads a model or writes a file."""
+    recipe = make_recipe(tmp_path, model_folder)
+    monkeypatch.setattr(ablation, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    folder = recipe.output_dir / "ablation"
+    with (
+        take_lock(folder, instead="leave"),
+        pytest.raises(UserError, match=f"another process is at work in {folder} .* or name another folder"),
+    ):
+        ablate(recipe)
+    assert not folder.exists()
+
+
 def test_a_control_or_a_language_more_costs_only_itself(
     tmp_path: Path, model_folder: Path, measured: tuple[Recipe, Ablation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,8 +391,15 @@ def test_a_damaged_row_is_told(tmp_path: Path, model_folder: Path) -> None:
     ],
 )
 def test_refused(
-    tmp_path: Path, model_folder: Path, neurons: Any, languages: list[str], message: str
+    tmp_path: Path,
+    model_folder: Path,
+    neurons: Any,
+    languages: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Before all weights are read for their fingerprint, which takes minutes of a large model."""
+    monkeypatch.setattr(ablation, "fingerprint", lambda _: pytest.fail("the weights were read"))
     recipe = load_recipe(str(write_recipe(tmp_path, model_folder, neurons)), [])
     with pytest.raises(UserError, match=message):
         ablate(recipe, languages=languages)

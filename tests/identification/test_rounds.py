@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lape_ds.errors import UserError
 from lape_ds.identification import rounds, share
 from lape_ds.identification.files import CountFiles
+from lape_ds.identification.rounds import Plan
 from lape_ds.identification.stage import identify
 from lape_ds.identification.units import Unit, divide, doublings, left_of, of_part
 from lape_ds.neurons.counts import CountedBlocks, Counts, CountsHeader
@@ -118,3 +120,18 @@ def test_units_cover_everything_once_whatever_is_done() -> None:
     assert [unit for share_ in shares for unit in share_] == units
     parts = [of_part(units, (number, 4)) for number in range(4)]
     assert sorted(unit for part in parts for unit in part) == units
+
+
+def test_who_counts_all_of_a_language() -> None:
+    """Asked for each of thirty thousand files: a look through all units each time would take minutes."""
+    units = [Unit(f"language-{number // 3}", number % 3, number % 3 + 1) for number in range(30_000)]
+    plan = Plan(divide(units, 7), frozenset())
+    started = time.process_time()
+    found = {unit.language: plan.owner(unit.language) for unit in units}
+    assert time.process_time() - started < 2
+    shared = {language for language, owner in found.items() if owner is None}
+    assert 0 < len(shared) <= 6, "a language is cut only where a rank's share ends"
+    for rank, units_of_rank in enumerate(plan.shares):
+        assert {unit.language for unit in units_of_rank} - shared == {
+            language for language, owner in found.items() if owner == rank
+        }

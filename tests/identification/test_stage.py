@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def test_stage(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert all(code in printed for code in CODES)
     assert "30 distinct of 120 neurons" in printed
+    stability = json.loads((recipe.identify_dir / "stability.json").read_text())["languages"]
+    for code in CODES:
+        row = next(line for line in printed.splitlines() if code in line)
+        cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
+        assert cells[1] == f"{int(counts[code].tokens.sum()):,}"
+        assert cells[-2:] == [f"{stability[code][name]:.2f}" for name in ("half_agreement",)] + [
+            f"{stability[code]['confidence']['mean']:.2f}"
+        ]
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.fixture

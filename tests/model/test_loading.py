@@ -20,7 +20,13 @@ from transformers import AutoConfig
 
 from lape_ds.errors import UserError
 from lape_ds.model import loading
-from lape_ds.model.loading import fingerprint, load_model, load_skeleton, load_tokenizer, resolve_model
+from lape_ds.model.loading import (
+    fingerprint,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    resolve_model,
+)
 from tests.tiny_models import tiny_model
 
 

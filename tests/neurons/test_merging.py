@@ -132,10 +132,12 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
 def test_selected_from_the_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By a recipe whose texts are elsewhere, as a published atlas's are."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "name: r\noutput_dir: out\nlanguages: {target: mt, identify: [mt, ka]}\nmodel: {path: base}\n"
-        "corpus: {source: {kind: cldr}}\nidentify: {top_rate: 0.2, filter_rate: 0.75, activation_bar_ratio: 0.75}\n"
+        "corpus: {source: {kind: files, path: not-here}}\n"
+        "identify: {top_rate: 0.2, filter_rate: 0.75, activation_bar_ratio: 0.75}\n"
     )
     folder = write(tmp_path / "counts", of_part("kat_Geor", 0), of_part("mlt_Latn", 1))
     out = tmp_path / "neurons.safetensors"

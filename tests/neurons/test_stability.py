@@ -60,7 +60,7 @@ def prefix(buckets: int) -> dict[str, list[int]]:
 @pytest.mark.parametrize("method", ["lape", "family_lape", "probability"])
 def test_equals_naive_resampling(method: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample in memory at a time or all."""
-    monkeypatch.setattr(stability, "_BYTES_AT_ONCE", at_once)
+    monkeypatch.setattr(stability, "_bytes_at_once", lambda: at_once)
     found = measure_stability(section(method, bootstrap_resamples=12), all_counts, seed=3)
     curve = [naive_sets(method, prefix(buckets)) for buckets in CURVE]
     resamples = [naive_sets(method, {code: draw_buckets(3, r, code) for code in CODES}) for r in range(12)]

@@ -219,7 +219,7 @@ def test_folders_there_and_back(runs: dict[str, Path], name: str, tmp_path: Path
     assert weight_bytes(tmp_path / "back") == weight_bytes(base)
     with pytest.raises(UserError, match="does not hold this pack"):
         revert_in_folder(pack, base, tmp_path / "back")
-    with pytest.raises(UserError, match="is of another base model"):
+    with pytest.raises(UserError, match=r"there holds .* already: .* `lape-ds pack revert` takes it out"):
         apply_to_folder(pack, tmp_path / "there", tmp_path / "there twice")
     with pytest.raises(UserError, match="holds other things"):
         apply_to_folder(pack, base, tmp_path / "exported")
@@ -378,6 +378,9 @@ def test_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
     bits = [line["heldout_bits_per_byte"]["mlt_Latn"] for line in lines if "heldout_bits_per_byte" in line]
     assert f"| Maltese | {bits[0]:.4f} | {bits[-1]:.4f} | {bits[-1] - bits[0]:+.4f} |" in text
     assert str(run.parent) not in text  # no path of this machine
+    assert 'from_pretrained("BASE", dtype=' in text, "a visitor has no folder of that name"
+    assert f"whose fingerprint is `{Pack.load(pack).base_fingerprint[:16]}`" in text
+    assert "pip install" in text
     write_pack_card(pack, card)  # its own is replaced; without the run it says so
     assert "data, recipe and results are not known" in card.read_text()
     card.write_text("mine")

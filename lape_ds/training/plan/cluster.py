@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lape_ds.distributed.host_memory import available_memory
 from lape_ds.errors import UserError
-from lape_ds.training.plan.host_memory import available_memory
 
 GIGA = 10**9
 # Kept free on every GPU. The share is for holes in the allocator's cache, the rest for the CUDA context and the buffers of cuBLAS

@@ -1,6 +1,6 @@
 """How much of a machine's memory is left for us: a container or a Slurm job may be given less than the machine has.
 
-Beside the cluster, which counts with it.
+Below whatever plans with it: offload in training/plan, the bootstrap in neurons/stability.py.
 """
 
 from __future__ import annotations

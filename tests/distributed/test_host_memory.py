@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lape_ds.training.plan import host_memory
-from lape_ds.training.plan.host_memory import available_memory, left_in_groups
+from lape_ds.distributed import host_memory
+from lape_ds.distributed.host_memory import available_memory, left_in_groups
 
 GB = 10**9
 STAT = "anon 500\nfile 3000000000\nshmem 1000000000\ninactive_file 1500000000\nactive_file 500000000\n"
