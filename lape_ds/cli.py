@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lape_ds import __version__
+from lape_ds.cli_analysis import add_analysis_commands
 from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, RunArgument, load, run_folder
 from lape_ds.cli_atlas import add_atlas_command
 from lape_ds.cli_bench import bench_app
@@ -233,6 +234,7 @@ def languages(
 
 add_plan_commands(app)
 add_eval_commands(app)
+add_analysis_commands(app)
 add_pack_commands(app)
 add_atlas_command(app)
 app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")

@@ -44,6 +44,7 @@ train:
   heldout: {{every_steps: 3, languages: [en], tokens_per_language: 300}}
   checkpoint_every_steps: 2
   replay: {{share: 0.25, languages: [ka]}}
+  log_update_norms: true
 deepspeed: {{zero_stage: 2}}
 launch: {{num_ranks: 1}}
 """

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter
 from lape_ds.analysis.ablation_tables import families_of, kind_name, short_names, signed, told
 from lape_ds.analysis.neuron_pictures import name_families, name_rows, part_families
 from lape_ds.analysis.specificity import Specificity
+from lape_ds.analysis.style import drawing
 from lape_ds.identification.ablation import Ablation
 from lape_ds.identification.ablation_rows import KINDS, Kind
 
@@ -24,6 +25,7 @@ _IN_FIGURES = 12  # up to so many languages a cell has room for its figure
 _NO_ROW = "0.93"
 
 
+@drawing()
 def draw_ablation(ablation: Ablation, scores: Specificity) -> Figure:
     """Three matrices: rows are switched off, columns measured; grey where a language has no neurons."""
     families = families_of(ablation)

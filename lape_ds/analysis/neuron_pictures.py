@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from lape_ds.analysis.overlap import Layers, Overlap, by_family
-from lape_ds.analysis.picture import save_figure, spread_out
+from lape_ds.analysis.style import INK, drawing, save_figure, spread_out
 from lape_ds.errors import UserError
 from lape_ds.writing import whole_file
 
@@ -56,6 +56,7 @@ def check_picture(path: Path) -> str:
     return format
 
 
+@drawing()
 def draw_layers(layers: Layers) -> Figure:
     """Languages by layers: how many neurons, on a logarithmic scale; grey where there are none."""
     order = by_family({one.code: one.family for one in layers.languages})
@@ -94,11 +95,12 @@ def draw_layers(layers: Layers) -> Figure:
         f"{found.method}: {layers.distinct:,} distinct of {found.num_layers * found.neurons_per_layer:,} neurons",
         loc="left",
         fontsize="small",
-        color="0.35",
+        color=INK,
     )
     return figure
 
 
+@drawing()
 def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     """The matrix of Jaccard similarities; the diagonal, 1 everywhere, is left out."""
     number = len(overlap.names)
@@ -126,7 +128,7 @@ def draw_overlap(overlap: Overlap, *, title: str) -> Figure:
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01, fraction=0.03)
     bar.set_label("Jaccard similarity: shared / all neurons of the two", fontsize="small")
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    axes.set_title(overlap.told_means(), loc="left", fontsize="small", color="0.35")
+    axes.set_title(overlap.told_means(), loc="left", fontsize="small", color=INK)
     return figure
 
 
@@ -163,7 +165,7 @@ def name_families(axes: Axes, families: Sequence[str], font: float, *, beside: f
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=font,
-            color="0.35",
+            color=INK,
         )
 
 

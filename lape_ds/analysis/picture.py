@@ -11,23 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from lape_ds.analysis.frontier import MethodFrontier
+from lape_ds.analysis.style import COLOURS, INK, LINES, MARKERS, drawing, save_figure, spread_out
 from lape_ds.analysis.sweep_results import SweepResults
 
-# Eight colours that people with any colour vision tell apart. Source: Okabe and Ito, Color Universal Design, 2008 (their yellow
-# is too pale on white for a line: a dark grey stands in its place).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#666666")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-_LINES = ("-", "--", "-.", ":")
 _LABEL_GAP = 0.05  # of the axes' height
 _LABELS_AT = 1.04  # of the axes' width
 
 
+@drawing()
 def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     """Draws the picture into a file.
 
@@ -38,8 +34,8 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot()
-    axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-    axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
+    axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8, zorder=0)
+    axes.axvline(0, color=INK, alpha=0.4, linewidth=0.8, zorder=0)
     drawn = [method for method in results.methods if method.mean is not None]
     _scale_gentle_end(axes, drawn)
     looks = _looks([method.name for method in drawn])
@@ -50,7 +46,6 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
         f"mean change of the {len(results.others)} other languages, bits per byte   (right: more forgotten)"
     )
     axes.set_ylabel(f"gain on {results.target_names}, bits per byte   (up: better)")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"Gain and forgetting by method, {results.target_names}", x=0.01, ha="left", weight="bold"
     )
@@ -58,15 +53,8 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
         "bars: range over seeds; lines: what no other rate of the method beats; hollow: beaten",
         loc="left",
         fontsize="small",
-        color="0.35",
     )
     save_figure(figure, path, format=format)
-
-
-def save_figure(figure: Figure, path: Path, *, format: str) -> None:
-    """Writes a picture, `png` or `svg`; the same data give the same file."""
-    with rc_context({"svg.hashsalt": "lape-ds"}):
-        figure.savefig(path, format=format, dpi=160, metadata={"Date": None} if format == "svg" else None)
 
 
 def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
@@ -96,9 +84,9 @@ def _looks(names: Sequence[str]) -> dict[str, _Look]:
     seen = dict.fromkeys(methods, 0)
     for number, name in enumerate(names):
         method = name.partition("+")[0]
-        round_of_colours, colour = divmod(methods.index(method), len(_COLOURS))
-        line = _LINES[(seen[method] + round_of_colours) % len(_LINES)]
-        looks[name] = _Look(_COLOURS[colour], _MARKERS[number % len(_MARKERS)], line)
+        round_of_colours, colour = divmod(methods.index(method), len(COLOURS))
+        line = LINES[(seen[method] + round_of_colours) % len(LINES)]
+        looks[name] = _Look(COLOURS[colour], MARKERS[number % len(MARKERS)], line)
         seen[method] += 1
     return looks
 
@@ -120,7 +108,7 @@ def _draw_method(axes: Axes, method: MethodFrontier, look: _Look) -> None:
             fmt=look.marker,
             color=look.colour,
             markersize=6.5,
-            markerfacecolor=look.colour if method.is_on_frontier(rate) else "white",
+            markerfacecolor=look.colour if method.is_on_frontier(rate) else "none",
             elinewidth=1,
             zorder=3,
         )
@@ -167,26 +155,3 @@ def _label(axes: Axes, methods: Sequence[MethodFrontier], looks: Mapping[str, _L
         beside = {"transform": axes.transAxes, "clip_on": False}
         axes.plot(_LABELS_AT, height, look.marker, color=look.colour, markersize=6.5, **beside)
         axes.text(_LABELS_AT + 0.015, height, method.name, va="center", **beside)
-
-
-def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Moves heights apart until neighbours are `gap` from each other, as little as possible and in their order.
-
-    Least squares by pooling: what is too near is laid out around its common middle, until no two such groups touch.
-    """
-    groups: list[tuple[list[int], float]] = []  # indices from below, and the height of the group's middle
-    for index in sorted(range(len(heights)), key=lambda index: heights[index]):
-        members, middle = [index], heights[index]
-        while groups:
-            below, below_middle = groups[-1]
-            if middle - below_middle >= gap * (len(below) + len(members)) / 2:
-                break
-            groups.pop()
-            members = below + members
-            middle = (below_middle * len(below) + middle * (len(members) - len(below))) / len(members)
-        groups.append((members, middle))
-    placed = [0.0] * len(heights)
-    for members, middle in groups:
-        for number, index in enumerate(members):
-            placed[index] = middle + gap * (number - (len(members) - 1) / 2)
-    return placed

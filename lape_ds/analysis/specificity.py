@@ -41,12 +41,12 @@ from statistics import fmean
 
 import numpy as np
 
+from lape_ds.analysis.intervals import NUM_RESAMPLES, ratios_and_variances, widths
 from lape_ds.evaluation.comparing.differences import MIN_DOCUMENTS
-from lape_ds.evaluation.comparing.statistics import Array, half_width_factors, resamplings, studentised
+from lape_ds.evaluation.comparing.statistics import Array, resamplings, studentised
 from lape_ds.identification.ablation import AblatedRow, Ablation
 from lape_ds.identification.ablation_rows import KINDS, Kind
 
-NUM_RESAMPLES = 10_000
 CONTROLS: tuple[Kind, ...] = ("random", "most_active")
 
 
@@ -207,7 +207,9 @@ class _Table:
             start, weights = 0, self.weights(code)
             for counts in pieces:
                 rows = slice(start, start + len(counts))
-                ratios, variances_of_ratios = _ratios(self.bits[code], self.num_bytes[code], counts)
+                ratios, variances_of_ratios = ratios_and_variances(
+                    self.bits[code], self.num_bytes[code][:, None], counts
+                )
                 values[rows] += weights * ratios
                 variances[rows] += weights**2 * variances_of_ratios
                 start += len(counts)
@@ -218,25 +220,6 @@ def _bits(ablation: Ablation, kind: Kind, row: str, code: str) -> Array:
     """By how many bits each document of a language costs more, in the mean of the random sets, `[n]`."""
     nats = [(found.nats[code] - ablation.base[code]).numpy() for found in rows_of(ablation, kind, row)]
     return np.mean(nats, axis=0) / math.log(2)
-
-
-def _ratios(bits: Array, num_bytes: Array, counts: Array) -> tuple[Array, Array]:
-    """Bits per byte of resamples and their variances: sums of (bits - ratio * bytes)^2 over the square of all bytes.
-
-    Args:
-        bits: `[n, C]`.
-        num_bytes: `[n]`.
-        counts: `[resamples, n]`.
-
-    Returns:
-        `[resamples, C]` each.
-    """
-    size = (counts @ num_bytes)[:, None]
-    ratios = counts @ bits / size
-    crossed = counts @ (bits * num_bytes[:, None])
-    squares = counts @ bits**2 - 2 * ratios * crossed + ratios**2 * (counts @ num_bytes**2)[:, None]
-    n = len(num_bytes)
-    return ratios, np.maximum(squares, 0.0) / size**2 * n / max(1, n - 1)
 
 
 def _estimates(table: _Table, num_resamples: int) -> tuple[list[dict[str, Estimate]], list[Estimate]]:
@@ -258,7 +241,7 @@ def _estimates(table: _Table, num_resamples: int) -> tuple[list[dict[str, Estima
         }
         resampled, resampled_variances = table.scores(draws, num_resamples)
         t = studentised(resampled - values, resampled_variances, variances)
-        half_widths = np.where(np.tile(known, len(by_quantity)), _half_widths(variances, t), np.inf)
+        half_widths = np.where(np.tile(known, len(by_quantity)), widths(variances, t), np.inf)
         drawn = np.concatenate(list(_draws(int(known.sum()), num_resamples, "languages")))
         overall = [
             _mean_of_languages(mine[known], mine_resampled[:, known], drawn)
@@ -287,12 +270,7 @@ def _mean_of_languages(values_K: Array, resampled_BK: Array, drawn_BK: Array) ->
     squares = (drawn_BK * (resampled_BK - means[:, None]) ** 2).sum(axis=1)
     variance = values_K.var(ddof=1) / number
     t = studentised((means - mean)[:, None], squares[:, None] / (number - 1) / number, np.array([variance]))
-    return _estimate(mean, _half_widths(np.array([variance]), t)[0])
-
-
-def _half_widths(variances: Array, t: Array) -> Array:
-    with np.errstate(invalid="ignore"):  # where all are alike: 0 times infinity is not known
-        return np.sqrt(variances) * half_width_factors(t)
+    return _estimate(mean, widths(np.array([variance]), t)[0])
 
 
 def _estimate(value: float, half_width: float) -> Estimate:

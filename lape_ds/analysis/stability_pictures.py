@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lape_ds.analysis.picture import spread_out
 from lape_ds.analysis.stability_tables import least_stable
+from lape_ds.analysis.style import INK, drawing, spread_out
 from lape_ds.neurons.stability import LanguageStability, Stability
 from lape_ds.runlog import readable_count
 
@@ -22,6 +22,7 @@ _WORST = 6  # lines beside a band
 _LABEL_GAP = 0.034  # of the axes' height
 
 
+@drawing()
 def draw_stability(stability: Stability) -> Figure:
     """Jaccard to the set of the next doubling against tokens, on a logarithmic scale."""
     figure = Figure(figsize=(9, 5.4), layout="constrained")
@@ -42,13 +43,12 @@ def draw_stability(stability: Stability) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: readable_count(tokens)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y")
     figure.suptitle(f"Stability of the neuron sets, {stability.model_id}", x=0.01, ha="left", weight="bold")
     title = f"{stability.method}, {len(stability.languages)} languages"
     if many:
         title += f"; dark: the middle half, light: 5th to 95th percentile; lines: the {_WORST} least stable"
-    axes.set_title(title, loc="left", fontsize="small", color="0.35")
+    axes.set_title(title, loc="left", fontsize="small", color=INK)
     return figure
 
 
@@ -66,7 +66,7 @@ def _draw_band(axes: Axes, stability: Stability) -> None:
     )
     axes.fill_between(tokens, low, high, color="0.9", linewidth=0)
     axes.fill_between(tokens, lower, upper, color="0.78", linewidth=0)
-    axes.plot(tokens, middle, color="0.25", linewidth=2)
+    axes.plot(tokens, middle, color=INK, linewidth=2)
 
 
 def _label(axes: Axes, drawn: list[LanguageStability], colours: list[tuple[float, ...]]) -> None:

@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 
 from lape_ds.analysis.neuron_pictures import name_families, name_rows, part_families, row_size
 from lape_ds.analysis.overlap import by_family
+from lape_ds.analysis.style import COLOURS, INK, drawing
 
-_AGREEMENT, _CONFIDENCE = "#0072B2", "#D55E00"  # Okabe and Ito
+_AGREEMENT, _CONFIDENCE = COLOURS[:2]
 
 
+@drawing()
 def draw_agreement_and_confidence(stability: Mapping[str, Any], families: Mapping[str, str]) -> Figure:
     """Above, agreement at doubling amounts of text; below, a row for each language.
 
@@ -62,12 +64,11 @@ def _draw_curves(axes: Axes, stability: Mapping[str, Any]) -> None:
     axes.set_xticks(places, names[:-1], fontsize="small")
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("Jaccard to the next", fontsize="small")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
         "agreement of the sets from twice the text (blue: median of the languages)",
         loc="left",
         fontsize="small",
-        color="0.35",
+        color=INK,
     )
 
 
@@ -94,6 +95,6 @@ def _draw_rows(axes: Axes, languages: list[Mapping[str, Any]], font: float) -> N
     )
     axes.set_xlim(0, 1.02)
     axes.set_ylim(len(languages) - 0.5, -0.5)
-    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")

@@ -16,6 +16,7 @@ from lape_ds.evaluation.data_sources import load_splits, only_columns
 from lape_ds.languages import Language, find_language
 
 PIVOT = "eng_Latn"  # the other side of every translation
+FLORES = "openlanguagedata/flores_plus"  # on the hub, where recipes name local copies by it (`eval.datasets`)
 # SIB-200's categories. Source: its dataset card (Davlan/sib200).
 TOPICS = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 
@@ -123,22 +124,45 @@ def _in_turns(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [documents[place] for place in sorted(range(len(documents)), key=turns.__getitem__)]
 
 
+def flores_sentences(
+    language: Language, dataset: str, splits: Sequence[str], *, task: str
+) -> dict[str, dict[int, str]]:
+    """Sentences of FLORES+ in one language: those of one number say the same in every language.
+
+    Args:
+        language: Which.
+        dataset: FLORES+ on the hub, or a local copy. Column: `text`; `id` where the files are not bare lines.
+        splits: `dev`, `devtest` or both.
+        task: What an error begins with.
+
+    Returns:
+        Per split, number -> sentence.
+
+    Raises:
+        UserError: FLORES+ lacks the language, or cannot be read.
+    """
+    config = _code(language, "flores", task)
+    loaded = load_splits(dataset, config, splits, task=task)
+    found = {}
+    for split in splits:
+        rows = only_columns(loaded[split], ["text"], name=f"{dataset} ({config})", task=task)
+        # Sentences meet by their id; files of bare lines by their place.
+        numbers = rows["id"] if "id" in rows.column_names else range(len(rows))
+        found[split] = dict(zip(numbers, rows["text"], strict=True))
+    return found
+
+
 def _flores(source: Language, target: Language, dataset: str, task: str) -> Splits:
-    configs = [_code(language, "flores", task) for language in (source, target)]
-    sides = [load_splits(dataset, config, ["dev", "devtest"], task=task) for config in configs]
+    sides = [
+        flores_sentences(language, dataset, ["dev", "devtest"], task=task) for language in (source, target)
+    ]
     splits = {}
     for split in ("dev", "devtest"):
-        texts = []
-        for side, config in zip(sides, configs, strict=True):
-            name = f"{dataset} ({config})"
-            rows = only_columns(side[split], ["text"], name=name, task=task)
-            # Sentences meet by their id; files of bare lines by their place.
-            numbers = rows["id"] if "id" in rows.column_names else range(len(rows))
-            texts.append(dict(zip(numbers, rows["text"], strict=True)))
+        texts = [side[split] for side in sides]
         if texts[0].keys() != texts[1].keys():
             raise UserError(
-                f"task {task}: {split} of {dataset} is not the same sentences in {configs[0]} ({len(texts[0])}) and "
-                f"{configs[1]} ({len(texts[1])}): get both from one version"
+                f"task {task}: {split} of {dataset} is not the same sentences in {source.flores} ({len(texts[0])}) and "
+                f"{target.flores} ({len(texts[1])}): get both from one version"
             )
         splits[split] = _pairs(source, target, [(texts[0][one], texts[1][one]) for one in sorted(texts[0])])
     return splits

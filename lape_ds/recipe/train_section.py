@@ -141,6 +141,9 @@ class TrainSection(Section):
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2  # the newest, and what each of them calls the best
     resume: Literal["auto", "never"] = "auto"
+    # Also log how far each step moves the trained weights (L2 norm of the change, and relative to their norm); a second copy of
+    # the fp32 masters is kept for it.
+    log_update_norms: bool = False
     tensorboard: bool = False
     wandb: str | None = None  # project name
 

@@ -33,6 +33,7 @@ from lape_ds.training.pruning import prune
 from lape_ds.training.saving import save_checkpoint
 from lape_ds.training.schedule import learning_rate
 from lape_ds.training.texts import HeldOut
+from lape_ds.training.update_norms import UpdateNorms
 from lape_ds.training.zero import set_learning_rate, take_step
 
 
@@ -53,6 +54,7 @@ class Training:
     total_steps: int
     state: CheckpointState
     anchor: BaseAnchor | None = None  # with `train.anchor.kl`
+    update_norms: UpdateNorms | None = None  # with `train.log_update_norms`
     saved_step: int | None = None  # of the newest checkpoint that this process took part in writing
     keep_checkpoints: bool = True  # False: only as long as the run may have to go on from one
     base_bits: dict[str, float] | None = None  # held out, before the first step; measured if not known yet
@@ -136,6 +138,8 @@ def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[
     mean_loss = nll / max(1, num_scored)
     _refuse_divergence(step + 1, loss=mean_loss, gradient_norm=norm)
     values = {"tokens": int(num_scored), "loss": mean_loss, "learning_rate": rate, "gradient_norm": norm}
+    if training.update_norms is not None:
+        values |= training.update_norms.after_step()
     if training.anchor is not None and num_replayed > 0:
         values["kl_per_replayed_token"] = divergence / num_replayed
     return values, bool(stopping)

@@ -25,7 +25,7 @@ _HOW = {
     "checkpoint_every_steps",
     "keep_checkpoints",
 }
-_HOW |= {"resume", "tensorboard", "wandb", "run_name"}  # the folder itself says its name
+_HOW |= {"resume", "log_update_norms", "tensorboard", "wandb", "run_name"}  # the folder itself says its name
 RUN_SECTIONS = (
     "seed",
     "languages",

@@ -37,6 +37,7 @@ from lape_ds.training.preflight import check_inputs, preflight
 from lape_ds.training.restarts import goes_on
 from lape_ds.training.resuming import resumed_checkpoint
 from lape_ds.training.run_folder import RUN_SECTIONS
+from lape_ds.training.update_norms import UpdateNorms
 from lape_ds.training.zero import check_offload, check_version, engine_config, initialize, monitor_config
 from lape_ds.writing import told_if_unwritable
 
@@ -105,6 +106,7 @@ def _build(
         total_steps=inputs.total_steps,
         state=new if checkpoint is None else checkpoint.state,
         anchor=anchor,
+        update_norms=UpdateNorms(trained) if recipe.train.log_update_norms else None,
     )
     by_first(lambda: write_start(training, inputs.chosen))
     return training

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from lape_ds.analysis.frontier import Frontier, MethodFrontier, Point, RatePoint, levels
-from lape_ds.analysis.picture import spread_out
+from lape_ds.analysis.style import spread_out
 
 
 def drawn(seed: int, number: int) -> list[Point]:

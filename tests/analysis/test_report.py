@@ -165,8 +165,8 @@ def test_picture_names_every_variant(recipe: Recipe) -> None:
     picture = (recipe.sweep_dir / "frontier.svg").read_text(encoding="utf-8")
     report_frontier(recipe)
     assert (recipe.sweep_dir / "frontier.svg").read_text(encoding="utf-8") == picture
-    assert "<!-- full -->" in picture
-    assert "<!-- full+replay -->" in picture
+    assert ">full</text>" in picture
+    assert ">full+replay</text>" in picture
     assert sorted(path.name for path in recipe.sweep_dir.iterdir()) == [
         f"frontier.{ending}" for ending in ("json", "md", "png", "svg")
     ]

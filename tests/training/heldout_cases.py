@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.training.update_norms import EVERY_CHECKPOINT
+
 STEPS = 4
 # ka is replayed, too; cy and ru are neither identified nor trained.
 MEASUREMENTS = {
-    "every-step": ["train.heldout.every_steps=1", "train.heldout.languages=[en,ka,cy,ru]"],
+    "every-step": [
+        "train.heldout.every_steps=1",
+        "train.heldout.languages=[en,ka,cy,ru]",
+        "train.log_update_norms=true",
+        *EVERY_CHECKPOINT,
+    ],
     "every-third": ["train.heldout.every_steps=3", "train.heldout.languages=[cy]"],
     "never": ["train.heldout.every_steps=null"],
 }
@@ -81,6 +88,7 @@ def overrides(layout: Layout, measurement: str) -> list[str]:
         "train.heldout.tokens_per_language=100",
         "train.heldout.tokens_per_batch=64",
         "train.checkpoint_every_steps=100",  # only the best ones and the last
+        "train.log_update_norms=false",
         "launch.check_memory=off",
         *layout.overrides,
         *MEASUREMENTS.get(measurement, ["train.heldout.every_steps=1"]),

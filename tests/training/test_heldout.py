@@ -17,6 +17,8 @@ from lape_ds.recipe import load_recipe, sweep_runs
 from lape_ds.training.checkpoint import open_checkpoint
 from lape_ds.training.export import export_model
 from lape_ds.training.metrics import read_metrics
+from tests.conftest import NEURONS
+from tests.oracles.subnetwork import entry_positions
 from tests.processes import run_ranks
 from tests.training.heldout_cases import (
     DOCUMENT_LENGTHS,
@@ -28,6 +30,7 @@ from tests.training.heldout_cases import (
     overrides,
 )
 from tests.training.heldout_worker import odd_texts
+from tests.training.update_norms import check_update_norms
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def run_dir(recipe: Path, layout: Layout, measurement: str) -> Path:
 
 
 def training_lines(run: Path) -> list[dict[str, Any]]:
-    """What each step says of itself, but for the clock."""
-    clock = ("seconds", "tokens_per_second")
+    """What each step says of itself, but for the clock and what only some runs log."""
+    clock = ("seconds", "tokens_per_second", "update_norm", "relative_update_norm")
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
@@ -76,6 +79,20 @@ def test_measuring_changes_no_bit_of_the_training(trained: Path, layout: Layout)
         for name, value in state.items():
             assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
     assert len(training_lines(without)) == STEPS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_update_norms_of_every_layout(trained: Path, layout: Layout) -> None:
+    """Two ranks, all stages, both engines, with and without offload; that logging them changes nothing is shown above."""
+    base = {}
+    if layout.method == "subnetwork":
+        model = load_model(trained.parent / "base", dtype="float32", attn_implementation="sdpa")
+        base = {
+            name: torch.stack([model.get_parameter(name).detach()[at] for at in positions])
+            for name, positions in entry_positions(model, NEURONS["mlt_Latn"]).items()
+        }
+    check_update_norms(run_dir(trained, layout, "every-step"), base)
+    assert "update_norm" not in read_metrics(run_dir(trained, layout, "never") / "metrics.jsonl")[-1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)

@@ -25,6 +25,7 @@ from lape_ds.training.outcome import read_outcome
 from tests.conftest import NEURONS
 from tests.oracles.subnetwork import entry_positions
 from tests.processes import REPO, ends_of_ranks, free_port, rank_environment, rank_server, run_ranks
+from tests.training.update_norms import EVERY_CHECKPOINT, check_update_norms
 
 
 def run(recipe: Path, name: str, *overrides: str, world_size: int = 1) -> Path:
@@ -94,7 +95,7 @@ def test_any_layout_gives_the_same_run(
     tiny_recipe: Path, reference: Path, name: str, world_size: int, overrides: list[str]
 ) -> None:
     run_dir = run(tiny_recipe, name, *overrides, world_size=world_size)
-    for key in ("loss", "gradient_norm"):
+    for key in ("loss", "gradient_norm", "update_norm", "relative_update_norm"):
         assert steps_of(run_dir, key) == pytest.approx(steps_of(reference, key), rel=1e-5)
     assert steps_of(run_dir, "tokens") == steps_of(reference, "tokens")
     assert steps_of(run_dir, "heldout_bits_per_byte")[-1] == pytest.approx(
@@ -167,8 +168,10 @@ def test_finished_run_is_left_alone(tiny_recipe: Path, reference: Path) -> None:
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_full_training_exports(tiny_recipe: Path, stage: int) -> None:
     name = f"full{stage}"
-    settings = ["train.method=full", f"deepspeed.zero_stage={stage}"]
+    settings = ["train.method=full", f"deepspeed.zero_stage={stage}", *EVERY_CHECKPOINT]
     whole = run(tiny_recipe, name, *settings)
+    base = load_file(tiny_recipe.parent / "base" / "model.safetensors")
+    check_update_norms(whole, {name: weight.flatten() for name, weight in base.items()})
     assert steps_of(whole)[-1] < steps_of(whole)[0]
     done = export_model(whole, checkpoint="last")
     assert done.changed > 0.9 * done.total

@@ -168,7 +168,8 @@ class Costing:
         gathers = self._gathers(profile, layout) if layout.stage == 3 else Gathers(0, 0)
         gpu = self._bytes(profile, setting, layout, state, gathers)
         resting = sum(
-            gpu[kind] for kind in ("weights", "masters", "moments", "gradients", "offloaded", "anchor")
+            gpu[kind]
+            for kind in ("weights", "masters", "moments", "gradients", "offloaded", "anchor", "copied")
         )
         passing = gpu["buckets"] + gpu["gathers"] + gpu["activations"] + max(gpu["logits"], gpu["working"])
         sent, seconds = self._time(profile, setting, layout, state, gathers)
@@ -235,7 +236,13 @@ class Costing:
             "logits": profile.head.logit_bytes(tokens, self.cluster.device, anchored=anchor.kl > 0),
             "step": max(state.step, state.copies if layout.stage < 2 else 0),
             "anchor": base + start,
+            "copied": self._copied(layout, state),
         }
+
+    def _copied(self, layout: Layout, state: StateBytes) -> int:
+        """For `train.log_update_norms`: the fp32 entries once more, which are as large as one of their moments."""
+        copies = self.recipe.train.log_update_norms and not layout.offloads_optimizer
+        return state.moments // layout.moments if copies else 0
 
     def _time(
         self, profile: Profile, setting: Setting, layout: Layout, state: StateBytes, gathers: Gathers

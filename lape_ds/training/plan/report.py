@@ -220,7 +220,7 @@ _COLUMNS: dict[str, Callable[[Plan, Candidate], str]] = {
     "batch": lambda plan, one: f"{one.setting.micro_batch_size}x{one.setting.accumulation}",
     "ckpt": lambda plan, one: "–" if one.setting.checkpointing == "none" else "yes",
     "weights": _gb("weights", "anchor"),
-    "states": _gb("masters", "moments"),
+    "states": _gb("masters", "moments", "copied"),
     "grads": _gb("gradients"),
     "saved": _gb("activations"),
     "layer,\nlogits": lambda plan, one: _number(max(one.gpu["working"], one.gpu["logits"]) / GIGA),
