@@ -25,7 +25,15 @@ from lape_ds.recipe.sweep_section import SweepSection
 from lape_ds.writing import write_text
 
 # What the matrix itself says of each recipe.
-_SET_BY_MATRIX = ("name", "output_dir", "languages.target", "train.neurons", "corpus.cache_dir", "sweep", "eval")
+_SET_BY_MATRIX = (
+    "name",
+    "output_dir",
+    "languages.target",
+    "train.neurons",
+    "corpus.cache_dir",
+    "sweep",
+    "eval",
+)
 
 
 def _keys_are_free(settings: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +169,9 @@ def load_matrix(path: str | Path, overrides: Sequence[str] = ()) -> Matrix:
     models = tuple(_model(section, recipe, str(file)) for recipe in section.recipes)
     names = [model.name for model in models]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"recipes: two are named {twice}; give one another name ({source.place(('recipes',))})")
+        raise UserError(
+            f"recipes: two are named {twice}; give one another name ({source.place(('recipes',))})"
+        )
     return Matrix(section, models)
 
 

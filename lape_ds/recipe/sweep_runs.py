@@ -54,7 +54,12 @@ def sweep_runs(recipe: Recipe) -> list[SweepRun]:
     data = recipe.model_dump(mode="json")
     seeds = [sweep.seeds_of(variant) for variant in sweep.variants]
     return [
-        SweepRun(variant.name, rate, seeds[number][place], _run_recipe(data, sweep, number, rate, seeds[number][place]))
+        SweepRun(
+            variant.name,
+            rate,
+            seeds[number][place],
+            _run_recipe(data, sweep, number, rate, seeds[number][place]),
+        )
         for place in range(max(map(len, seeds)))
         for number, variant in enumerate(sweep.variants)
         if place < len(seeds[number])

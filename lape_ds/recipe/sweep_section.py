@@ -122,8 +122,8 @@ class SweepSection(Section):
     set: Settings = {}  # of every run, before the variant's own
     workers: PositiveInt = 1  # runs side by side
     num_ranks: PositiveInt | None = None  # of each worker; None: launch.num_ranks
-    # Of finished runs; without them no run can be exported. tuned: of each variant at the rate that gains most, as far as its runs
-    # are finished.
+    # Of finished runs; without them no run can be exported. tuned: of each variant at the rate that gains most, as
+    # far as its runs are finished.
     keep_checkpoints: bool | Literal["tuned"] = False
 
     @model_validator(mode="after")
