@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from lape_ds.analysis.sweep_results import SweepResults
 # is too pale on white for a line: a dark grey stands in its place).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#666666")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-_LINES = ("-", "--", "-.", ":")
+_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 _LABEL_GAP = 0.05  # of the axes' height
 _LABELS_AT = 1.04  # of the axes' width
 
@@ -88,7 +89,7 @@ class Look:
 
     colour: str
     marker: str
-    line: str
+    line: Literal["-", "--", "-.", ":"]
 
 
 def looks_of(names: Sequence[str]) -> dict[str, Look]:

@@ -140,7 +140,9 @@ def _is_measured(language: MatrixLanguage, variant: str, runs: Sequence[SweepRun
 def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
     """A variant's runs at its tuned rate, one of each seed; none before there is one."""
     rate = tuned_rate(runs)
-    return [TunedRun(variant, run.seed, rate) for run in runs if run.learning_rate == rate]
+    return [
+        TunedRun(variant, run.seed, rate) for run in runs if rate is not None and run.learning_rate == rate
+    ]
 
 
 def read_measured(language: MatrixLanguage) -> list[TunedRun]:

