@@ -23,6 +23,7 @@ from lape_ds.cli_matrix import matrix_app
 from lape_ds.cli_neurons import neurons_app
 from lape_ds.cli_pack import add_pack_commands
 from lape_ds.cli_plan import add_plan_commands
+from lape_ds.cli_report import add_report_command
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
 
@@ -238,6 +239,7 @@ add_eval_commands(app)
 add_analysis_commands(app)
 add_pack_commands(app)
 add_atlas_command(app)
+add_report_command(app)
 app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
 app.add_typer(
     matrix_app, name="matrix", help="Models x languages x methods from one file: the paper's table."
