@@ -65,6 +65,9 @@ def sentences(run: Run) -> Iterator[Line]:
     """What one run gained and forgot, in words."""
     if run.diverged is not None:
         yield line("The training diverged: ", Quoted(run.diverged), ".")
+    elif not run.is_finished and run.last_step is not None:
+        steps = [count(Number.at(place)) for place in (run.last_step, run.facts["total_steps"])]
+        yield line("This training is not finished: ", steps[0], " of ", steps[1], " steps are done.")
     ends = run.bits(run.trained)
     if ends is None:
         yield line("Nothing was measured before and after this training: it cannot be said what it gained.")

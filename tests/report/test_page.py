@@ -161,7 +161,7 @@ def test_a_run_without_steps_one_underway_and_one_that_diverged(tmp_path: Path) 
     assert untraceable(page) == []
     said = " ".join("".join(read_page(page).text).split())
     assert "Nothing was measured before and after this training" in said
-    assert f"2 of {STEPS}" in said
+    assert f"This training is not finished: 2 of {STEPS} steps are done." in said
     assert f"lape-ds train {quote(str(folder))}" in said
 
     metrics.write_text(
