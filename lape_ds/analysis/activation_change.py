@@ -69,13 +69,11 @@ class GroupChange:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Of what `as_json` gave."""
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in content.items()
-                if name != "change"
-            }
-        )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        del fields["change"]
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

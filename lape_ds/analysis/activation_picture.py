@@ -97,7 +97,7 @@ def _draw_languages(axes: Axes, one: Activations) -> None:
     if len(codes) <= _MOST_NAMED:
         axes.set_xticks(range(len(codes)), [code.partition("_")[0] for code in codes], rotation=90)
         for label in axes.get_xticklabels()[: len(one.subject.languages)]:
-            label.set_weight("bold")
+            label.set_fontweight("bold")
     axes.set_ylabel("mean change (bar: 95 %)", fontsize="small")
     axes.set_xlabel("on the held-out text of (trained: bold)", fontsize="small")
 

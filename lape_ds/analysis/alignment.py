@@ -85,9 +85,10 @@ class BeforeAfter:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Of what `as_json` gave."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-        )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        return cls(**fields)
 
 
 Measured = Mapping[str, BeforeAfter]  # by measure

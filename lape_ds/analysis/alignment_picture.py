@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,10 +82,11 @@ def _draw_run(axes: Axes, found: BeforeAfter, number: int) -> None:
 
 
 def _legend(results: Sequence[Alignment]) -> list[Line2D | Patch]:
-    runs = [
-        Line2D([], [], color=colour_of(number), linestyle=line_of(number), label=one.subject.name)
+    looks: list[dict[str, Any]] = [
+        {"color": colour_of(number), "linestyle": line_of(number), "label": one.subject.name}
         for number, one in enumerate(results)
     ]
+    runs = [Line2D([], [], **look) for look in looks]
     base = Line2D([], [], color=INK, linestyle="--", label="before training")
     chance = Line2D([], [], color=INK, linestyle=":", label="shuffled pairs")
     band = Patch(color=INK, alpha=0.25, linewidth=0, label="95 % of the change")

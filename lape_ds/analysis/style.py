@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ _INK_OF = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "yt
 @contextmanager
 def drawing() -> Iterator[None]:
     """Within it, figures are made and saved in the style that can be read on white and on black."""
-    settings = {
+    settings: dict[Any, Any] = {
         **dict.fromkeys(_INK_OF, INK),
         "axes.facecolor": "none",
         "axes.spines.top": False,

@@ -71,7 +71,7 @@ def _draw_shares(axes: Axes, results: Sequence[TrainedOverlap], codes: Sequence[
         )
     axes.set_yticks(range(len(codes)), codes, fontsize="small")
     for code, label in zip(codes, axes.get_yticklabels(), strict=True):
-        label.set_weight("bold" if code in trained else "normal")
+        label.set_fontweight("bold" if code in trained else "normal")
     axes.set_ylim(len(codes) - 0.5, -0.5)
     axes.set_xlim(left=-0.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1))

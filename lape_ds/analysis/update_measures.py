@@ -70,14 +70,11 @@ def model_parts(model: PreTrainedModel) -> list[Part]:
             {name: place for name, place in inside.items() if name not in own}, model, layer.index
         )
     outside = {name: name for name in names.values()}
-    head = model.get_output_embeddings()
-    for place, module in (
-        ("head", head),
-        ("embeddings", model.get_input_embeddings()),
-    ):  # tied: the embeddings
+    ends = {"head": model.get_output_embeddings(), "embeddings": model.get_input_embeddings()}
+    for place, module in ends.items():  # tied: the embeddings
         outside |= {
             names[id(param)]: place
-            for param in module.parameters()
+            for param in (module.parameters() if module is not None else ())
             if id(param) in names and param.dim() == 2
         }
     return found + _others(outside, model, None)
