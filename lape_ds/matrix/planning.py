@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lape_ds.recipe import Matrix, MatrixModel
+from lape_ds.training.plan.candidates import Setting
 from lape_ds.training.plan.cluster import Cluster, parse_cluster, this_machine
 from lape_ds.training.plan.command import make_plans
 from lape_ds.training.plan.methods import name_of, subject
 from lape_ds.writing import write_json
 
+NOTHING = "–"
 ASSUMED_TOKENS = 10**8  # of a run, as in `lape-ds plan`, where only the text will tell
 
 
@@ -86,13 +88,16 @@ def _costs(model: MatrixModel, cluster: Cluster) -> list[Cost]:
                 variant=variant,
                 num_runs=len(own) * len(model.languages),
                 tokens=tokens,
-                setting=None
-                if best is None
-                else f"ZeRO {best.setting.zero_stage}, on host {best.setting.offload}",
+                setting=None if best is None else _setting(best.setting),
                 hours=None if best is None else tokens / best.tokens_per_second / 3600,
             )
         )
     return costs
+
+
+def _setting(setting: Setting) -> str:
+    moved = "" if setting.offload == NOTHING else f", {setting.offload} on the host"
+    return f"ZeRO {setting.zero_stage}{moved}"
 
 
 def total_hours(costs: Sequence[Cost]) -> float:
@@ -119,9 +124,6 @@ def _show(costs: Sequence[Cost], cluster: Cluster, *, workers: int) -> None:
     console.print(
         f"{told}{beside}. Identification and evaluation are not in it.", soft_wrap=True, highlight=False
     )
-
-
-NOTHING = "–"
 
 
 def _hours(hours: float) -> str:

@@ -22,10 +22,10 @@ from lape_ds.matrix.states import (
     forget_failures,
     model_failure_file,
     read_cell,
-    read_measured,
+    read_tuned,
     tuned_runs,
     write_failure,
-    write_measured,
+    write_tuned,
 )
 from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, load_recipe
 from lape_ds.training.run_folder import read_finished
@@ -164,16 +164,20 @@ def _only(language: MatrixLanguage, variants: Sequence[str]) -> list[str]:
 
 def _measure(language: MatrixLanguage, variants: Sequence[str], *, keep_models: bool) -> None:
     """Exports each variant's tuned runs and measures them beside the base."""
-    measured = set(read_measured(language))
+    known = read_tuned(language)
     runs = {variant: tuned_runs(variant, language.runs_of(variant)) for variant in variants}
     exported = [
         run
         for own in runs.values()
-        if not measured.issuperset(own) and _export_all(language, own)
+        if not all(known.get(run, False) for run in own) and _export_all(language, own)
         for run in own
     ]
     if not exported:
         return
+    for run in exported:
+        if run not in known:  # what lies there is of another rate
+            shutil.rmtree(language.folder / "eval" / run.label, ignore_errors=True)
+    write_tuned(language, exported, measured=False)
     folders = [tuned_folder(language) / run.label for run in exported]
     _tell(f"measuring {', '.join(run.label for run in exported)}")
     try:
@@ -184,7 +188,7 @@ def _measure(language: MatrixLanguage, variants: Sequence[str], *, keep_models: 
         for variant in dict.fromkeys(run.variant for run in exported):
             fail_cell(language, variant, stage="eval", reason=str(error))
         return
-    write_measured(language, exported)
+    write_tuned(language, exported, measured=True)
     if not keep_models:
         for folder in folders:
             shutil.rmtree(folder)

@@ -133,8 +133,8 @@ def seconds_of(run: SweepRun) -> float:
 
 def _is_measured(language: MatrixLanguage, variant: str, runs: Sequence[SweepRun]) -> bool:
     """Whether its tuned runs are; a variant of which every rate diverged has none."""
-    measured = set(read_measured(language))
-    return all(run in measured for run in tuned_runs(variant, runs))
+    measured = read_tuned(language)
+    return all(measured.get(run, False) for run in tuned_runs(variant, runs))
 
 
 def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
@@ -145,27 +145,29 @@ def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
     ]
 
 
-def read_measured(language: MatrixLanguage) -> list[TunedRun]:
-    """The tuned runs whose results are whole."""
-    path = _measured_file(language)
+def read_tuned(language: MatrixLanguage) -> dict[TunedRun, bool]:
+    """The tuned runs that were exported to be measured, and whether their results are whole: a task may have failed."""
+    path = _tuned_file(language)
     if not path.exists():
-        return []
-    return [TunedRun(**run) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        return {}
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {TunedRun(run["variant"], run["seed"], run["learning_rate"]): run["measured"] for run in runs}
 
 
-def write_measured(language: MatrixLanguage, runs: Sequence[TunedRun]) -> None:
-    """Keeps that results are whole; of a variant that was tuned otherwise before, those now."""
+def write_tuned(language: MatrixLanguage, runs: Sequence[TunedRun], *, measured: bool) -> None:
+    """Keeps which runs are measured; of a variant that was tuned otherwise before, those now."""
     variants = {run.variant for run in runs}
-    kept = [run for run in read_measured(language) if run.variant not in variants]
+    kept = {run: whole for run, whole in read_tuned(language).items() if run.variant not in variants}
+    told = kept | dict.fromkeys(runs, measured)
     content = {
         "schema_version": 1,
         "kind": "tuned runs",
-        "runs": [asdict(run) for run in [*kept, *runs]],
+        "runs": [asdict(run) | {"measured": whole} for run, whole in told.items()],
     }
-    write_json(_measured_file(language), content)
+    write_json(_tuned_file(language), content)
 
 
-def _measured_file(language: MatrixLanguage) -> Path:
+def _tuned_file(language: MatrixLanguage) -> Path:
     return language.folder / "tuned.json"
 
 

@@ -22,7 +22,7 @@ from lape_ds.evaluation.comparing.records import unit_of
 from lape_ds.evaluation.comparing.statistics import Array
 from lape_ds.evaluation.results import TaskResult
 from lape_ds.matrix.grids import Better, Grid, Row, Value, judged
-from lape_ds.matrix.states import TunedRun, read_measured
+from lape_ds.matrix.states import read_tuned
 from lape_ds.recipe import MatrixLanguage, MatrixModel
 
 BASE = "base"
@@ -67,13 +67,12 @@ def suite_grids(model: MatrixModel) -> list[Grid]:
 
 
 def _read(language: MatrixLanguage) -> dict[str, _Measured]:
-    """Task -> what was measured; nothing before it is whole."""
-    runs = read_measured(language)
+    """Task -> what was measured of the base and of every tuned run that has results."""
     folder = language.folder / "eval"
-    labels: dict[str, TunedRun | None] = {BASE: None} | {run.label: run for run in runs}
+    runs = [run for run in read_tuned(language) if (folder / run.label / "samples").is_dir()]
     if not runs:
         return {}
-    folders = {label: folder / label for label in labels}
+    folders = {label: folder / label for label in (BASE, *(run.label for run in runs))}
     results = _common({label: read_results(path) for label, path in folders.items()})
     check_results(results)
     paired = paired_tasks(folders, results)

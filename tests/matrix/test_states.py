@@ -10,10 +10,10 @@ from lape_ds.matrix.states import (
     forget_failures,
     model_failure_file,
     read_cells,
-    read_measured,
+    read_tuned,
     tuned_runs,
     write_failure,
-    write_measured,
+    write_tuned,
 )
 from lape_ds.matrix.status import failure_lines, seconds_left, summary_lines
 from lape_ds.recipe import Matrix
@@ -48,13 +48,13 @@ def test_with_a_suite_it_is_finished_when_that_is_measured(tmp_path: Path) -> No
         ("random-seed-0", 1e-3),
         ("random-seed-1", 1e-3),
     ]
-    write_measured(language, own[:1])
+    write_tuned(language, own, measured=False)  # a task of the suite has failed
     assert states(matrix)["random"] == "running"
-    write_measured(language, own)
+    write_tuned(language, own, measured=True)
     assert states(matrix)["random"] == "finished"
     # Of another variant, nothing is forgotten; with another tuned rate it must be measured again.
-    write_measured(language, tuned_runs("full", []))
-    assert read_measured(language) == own
+    write_tuned(language, tuned_runs("full", []), measured=True)
+    assert read_tuned(language) == dict.fromkeys(own, True)
     for run in language.runs_of("random"):
         write_run(run, gain=1e-5 / run.learning_rate, forgetting=0.0)
     assert states(matrix)["random"] == "running"

@@ -13,7 +13,7 @@ from lape_ds.errors import UserError
 from lape_ds.evaluation.comparing.comparison import compare
 from lape_ds.matrix.grids import Grid, Row, Value, judged
 from lape_ds.matrix.heldout_grids import equal_level, heldout_grids, read_swept
-from lape_ds.matrix.states import fail_cell, tuned_runs, write_measured
+from lape_ds.matrix.states import fail_cell, tuned_runs, write_tuned
 from lape_ds.matrix.student import quantile, two_sided_p
 from lape_ds.matrix.suite_grids import suite_grids
 from lape_ds.matrix.table import make_table, markdown, show_table, value_text, write_table
@@ -154,7 +154,7 @@ def write_results(matrix: Matrix) -> None:
         runs = [
             run for variant in language.variants for run in tuned_runs(variant, language.runs_of(variant))
         ]
-        write_measured(language, runs)
+        write_tuned(language, runs, measured=True)
 
 
 def test_suites_are_compared_as_compare_does(tmp_path: Path) -> None:

@@ -28,7 +28,14 @@ sweep:
   variants:
     - {{method: random, learning_rates: [1e-2], seeds: [0, 1]}}
     - {{method: full, learning_rates: [1e-3, 1e-30]}}
-eval: {{suite: quickstart, limit: 12}}
+eval: {{suite: {folder}/small.yaml, limit: 12}}
+"""
+SUITE = """
+name: small
+languages: few
+tasks:
+  bits_per_byte:
+    {task: cldr_bits_per_byte, metadata: {language: "{code}"}, num_fewshot: 0, metric: bits_per_byte, direction: lower}
 """
 
 
@@ -36,6 +43,8 @@ eval: {{suite: quickstart, limit: 12}}
 def test_from_neurons_to_table(tiny_recipe: Path, tmp_path: Path) -> None:
     file = tmp_path / "matrix.yaml"
     file.write_text(MATRIX.format(folder=tmp_path, recipe=tiny_recipe), encoding="utf-8")
+
+    (tmp_path / "small.yaml").write_text(SUITE, encoding="utf-8")
 
     def run() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lape_ds.cli", "matrix", "run", str(file)]
