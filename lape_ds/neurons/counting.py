@@ -28,10 +28,10 @@ from lape_ds.model.ffn import FFNLayer, ffn_layers, parts_documents
 from lape_ds.neurons.counts import ACTIVATION_UNIT, INT32_MAX, CountedBlocks, Counts, CountSettings
 
 # Positive gates are summed by a matrix product of zeros and ones, so many tokens at a time; that bounds the extra
-# memory to one buffer of [tokens, I]. int8 (a CPU; its products add up in int32) is as fast with few, which then
-# stay in the cache. float16 (a GPU) holds every integer up to 2048, so the product is exact whatever the order of
-# its sums, and a GPU wants few, large products.
-_CHUNK_TOKENS = {torch.int8: 256, torch.float16: 2048}
+# memory to one buffer of [tokens, I]. float32 (a CPU) and float16 (a GPU) hold every integer up to 2**24 and 2048, so
+# the product is exact whatever the order of its sums. A CPU is as fast with few tokens, which then stay in the cache; a
+# GPU wants few, large products.
+_CHUNK_TOKENS = {torch.float32: 128, torch.float16: 2048}
 
 
 def count_activations(
@@ -147,7 +147,7 @@ class _BucketCounter:
     ) -> None:
         first = layers[0]  # all layers are alike (model/ffn.py)
         self._model = model
-        self._dtype = torch.int8 if device.type == "cpu" else torch.float16
+        self._dtype = torch.float32 if device.type == "cpu" else torch.float16
         self._chunk_tokens = _CHUNK_TOKENS[self._dtype]
         self._device = device
         self._active = torch.zeros(
@@ -243,7 +243,7 @@ class _BucketCounter:
         for start in range(0, len(gate_nI), self._chunk_tokens):
             chunk = gate_nI[start : start + self._chunk_tokens]
             positive = torch.gt(chunk, 0, out=self._positive[: len(chunk)])
-            active_16I += _sum_rows(bucket_one_hot[:, start : start + len(chunk)], positive)
+            active_16I += (bucket_one_hot[:, start : start + len(chunk)] @ positive).to(torch.int32)
 
     def _sum(self, layer: int, activations_nI: Tensor, is_text_n: Tensor, *, expert: int = 0) -> None:
         """Adds the activations of a layer (an expert) on some tokens, those of text, in whole units.
@@ -271,10 +271,3 @@ class _BucketCounter:
     def expert_tokens(self) -> Tensor:
         """int64 `[16, L, E]` on the CPU: tokens by the expert to which they were routed."""
         return self._expert_tokens.transpose(0, 1).contiguous().cpu()
-
-
-def _sum_rows(in_bucket: Tensor, positive: Tensor) -> Tensor:
-    """The exact product [16, n] @ [n, I] of zeros and ones, int32."""
-    if positive.dtype == torch.int8:
-        return torch.ops.aten._int_mm(in_bucket, positive)
-    return (in_bucket @ positive).to(torch.int32)
