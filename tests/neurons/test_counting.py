@@ -188,20 +188,27 @@ def test_mixture_that_runs_grouped_is_counted_alike() -> None:
     assert torch.equal(counts.expert_tokens, expected[1])
 
 
+def one_bucket(num_blocks: int, length: int) -> list[Block]:
+    """All text, all in bucket 3."""
+    blocks = random_blocks(num_blocks, length)
+    for block in blocks:
+        block.token_bucket.fill_(3)
+        block.is_text.fill_(True)
+    return blocks
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mixture_exact_beyond_what_the_dtype_counts(dtype: torch.dtype) -> None:
-    model = tiny_model("mixtral", dtype=dtype, max_position_embeddings=5000)
-    block = random_blocks(1, 5000)[0]
-    block.token_bucket.fill_(3)
-    block.is_text.fill_(True)
-    counts = count(model, [block])
+    model = tiny_model("mixtral", dtype=dtype, max_position_embeddings=250)
+    blocks = one_bucket(20, 250)
+    counts = count(model, blocks, batch_size=20)
     seen: list[Tensor] = []
     keep = [
         layer.gate.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
         for layer in ffn_layers(model)
     ]
     with torch.no_grad():
-        model(block.input_ids[None])
+        model(torch.stack([block.input_ids for block in blocks]))
     for handle in keep:
         handle.remove()
     expected = torch.stack([torch.bincount(chosen.flatten(), minlength=NUM_EXPERTS) for chosen in seen])
@@ -245,13 +252,15 @@ def test_bfloat16_equals_naive_loop() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_exact_beyond_what_the_dtype_counts(dtype: torch.dtype) -> None:
-    """5000 tokens in one bucket: bfloat16 counts without gaps only to 256, float16 to 2048."""
-    model = tiny_model("llama", dtype=dtype, max_position_embeddings=5000)
-    block = random_blocks(1, 5000)[0]
-    block.token_bucket.fill_(3)
-    block.is_text.fill_(True)
-    counts = count(model, [block])
-    expected = torch.stack([(output > 0).sum(0) for output in activations(model, block.input_ids)])
+    """5000 tokens of one batch in one bucket: bfloat16 counts without gaps only to 256, float16 to 2048."""
+    model = tiny_model("llama", dtype=dtype, max_position_embeddings=250)
+    blocks = one_bucket(20, 250)
+    counts = count(model, blocks, batch_size=20)
+    expected = sum(
+        torch.stack([(output > 0).sum(0) for output in activations(model, block.input_ids)])
+        for block in blocks
+    )
+    assert isinstance(expected, Tensor)
     assert int(expected.max()) > 2048
     assert torch.equal(counts.active[3].long(), expected)
     assert counts.tokens.tolist() == [0, 0, 0, 5000] + [0] * 12
