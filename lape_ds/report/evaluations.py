@@ -123,7 +123,7 @@ def _comparison_table(
     for run in labels:
         name: list[Any] = [] if len(labels) == 1 else [Code(run.label), " "]
         headings += [line(*name, "difference"), line(*name, "p"), line(*name, "verdict")]
-    words = [0, 1, *(6 + 3 * number - 1 for number in range(len(labels)))]
+    words = [0, 1, *(6 + 3 * number for number in range(len(labels)))]
     return Table(
         caption, headings, [_comparison_row(row, labels) for row in rows], words=words, is_folded=is_folded
     )

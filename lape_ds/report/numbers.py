@@ -109,7 +109,9 @@ class Shown:
         value = Markup('<data value="{}" data-source="{}">{}</data>').format(
             repr(self.number.value), _as_source(self.number.formula), self.text
         )
-        return value + (Markup("&nbsp;{}").format(self.unit) if self.unit else "")
+        return (
+            Markup('<span class="measure">{}&nbsp;{}</span>').format(value, self.unit) if self.unit else value
+        )
 
 
 def _as_source(formula: str) -> str:
