@@ -170,6 +170,8 @@ def _ask_for_stages(recipe: Recipe) -> Iterator[_Asked]:
         place, fault = _tried(_pack_text, recipe, tokenizer, code)
         if place or fault:
             yield _Asked(f"text of {code}", fault, place)
+    if recipe.corpus.source.kind != "cldr":
+        yield _Asked("parallel sentences (lape-ds analyze)", _tried(_bring_parallel, recipe)[1])
 
 
 def _tried(ask: Callable[..., Value], *arguments: Any) -> tuple[Value | None, str | None]:
@@ -220,6 +222,21 @@ def _pack_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, code: str) ->
     if corpus is None:
         return None
     return f"{corpus.train.num_tokens:,} tokens in {recipe.corpus_dir / code / corpus.fingerprint}"
+
+
+def _bring_parallel(recipe: Recipe) -> None:
+    """What languages are aligned by, of all that an analysis may compare."""
+    from lape_ds.evaluation.data_sources import is_local
+    from lape_ds.evaluation.hub_access import ask_hub
+    from lape_ds.evaluation.public_documents import FLORES, flores_sentences
+    from lape_ds.languages import find_language
+
+    dataset = recipe.eval.datasets.get(FLORES, FLORES)
+    if not is_local(dataset):
+        ask_hub()
+    for language in map(find_language, dict.fromkeys(["eng_Latn", *recipe.all_languages()])):
+        if language.flores is not None:
+            flores_sentences(language, dataset, ["dev"], task="alignment")
 
 
 def _ask_without_network(needs: _Needs) -> list[_Asked]:

@@ -157,6 +157,7 @@ def test_all_that_the_stages_read_is_brought_once(runs: dict[str, Done]):
     said = [
         rf"model {MODEL}: fetched [\d.]+ kB; [\d.]+ kB of weights in .*/({commit}), pin it by model.revision=\1",
         *(f"text of {code}: {packed.format(code)}" for code in LANGUAGES),
+        r"parallel sentences \(lape-ds analyze\): fetched [\d.]+ kB",
         r"data of mmlu_anatomy_mlt_Latn: there already",
         r"data of arc_easy_mlt_Latn: fetched [\d.]+ kB",
         r"data of flores_from_english_mlt_Latn: fetched [\d.]+ kB",
