@@ -19,9 +19,11 @@ from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, RunArgument
 from lape_ds.cli_atlas import add_atlas_command
 from lape_ds.cli_bench import bench_app
 from lape_ds.cli_eval import add_eval_commands
+from lape_ds.cli_matrix import matrix_app
 from lape_ds.cli_neurons import neurons_app
 from lape_ds.cli_pack import add_pack_commands
 from lape_ds.cli_plan import add_plan_commands
+from lape_ds.cli_report import add_report_command
 from lape_ds.errors import UserError, tell_error
 from lape_ds.noise import quiet_deepspeed
 
@@ -32,7 +34,7 @@ app = typer.Typer(
     name="lape-ds",
     help="Find the neurons of one language and fine-tune only those, under DeepSpeed.\n\n"
     "The way: pretrain (quickstart only), corpus, identify, train, export, eval, summary; sweep to compare "
-    "methods; plan and tune before a training; atlas for the neurons of many languages.",
+    "methods, matrix for models and languages too; plan and tune before a training; atlas for the neurons of many languages.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -238,7 +240,11 @@ add_eval_commands(app)
 add_analysis_commands(app)
 add_pack_commands(app)
 add_atlas_command(app)
+add_report_command(app)
 app.add_typer(neurons_app, name="neurons", help="Look at, compare, import and export neuron sets.")
+app.add_typer(
+    matrix_app, name="matrix", help="Models x languages x methods from one file: the paper's table."
+)
 app.add_typer(bench_app, name="bench", help="Measure methods and counting side by side on this machine.")
 
 

@@ -6,7 +6,7 @@ Beside cli.py, which has the other commands.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,6 +48,10 @@ def bench_train(
 def bench_identify(
     shape: ShapeOption = None,
     ranks: Annotated[int, typer.Option(min=1, help="Also on so many ranks at once, if more than one.")] = 1,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the weights; by default both, of large shapes bfloat16."),
+    ] = None,
     rounds: RoundsOption = 8,
     seed: SeedOption = 0,
     out: OutOption = Path("bench-identify.json"),
@@ -56,10 +60,13 @@ def bench_identify(
 
     Example: lape-ds bench identify --ranks 2 --out identify.json
     """
+    import torch
+
     from lape_ds.bench.identify import bench_identify
     from lape_ds.bench.tables import show
 
-    show(bench_identify(shape, rounds=rounds, seed=seed, out=out, num_ranks=ranks))
+    chosen = None if dtype is None else getattr(torch, dtype)
+    show(bench_identify(shape, rounds=rounds, seed=seed, out=out, num_ranks=ranks, dtype=chosen))
 
 
 @bench_app.command("pack")

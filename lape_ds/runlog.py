@@ -134,14 +134,15 @@ class Progress:
         parts += [self._rate_text()] if self.unit else []
         rate = self._rate()
         if self.total and self.done < self.total and rate > 0:
-            parts.append(f"{_duration((self.total - self.done) / rate)} left")
+            parts.append(f"{readable_duration((self.total - self.done) / rate)} left")
         else:
-            parts.append(f"{_duration(time.monotonic() - self._started)} taken")
+            parts.append(f"{readable_duration(time.monotonic() - self._started)} taken")
         parts += [self._note] if self._note else []
         print(f"{self.description}: {', '.join(parts)}", file=self._stream, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def readable_duration(seconds: float) -> str:
+    """As `H:MM:SS`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

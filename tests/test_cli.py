@@ -37,6 +37,7 @@ NEURONS = ("show", "overlap", "import", "export")
         ["bench", "identify"],
         *(["pack", name] for name in ("make", "diff", "apply", "revert", "compose", "show", "card")),
         *(["neurons", name] for name in ("script-check", "merge", "select", "ablate", "stability")),
+        *(["matrix", name] for name in ("run", "status", "table", "plan")),
         ["atlas"],
         ["bench", "select"],
         ["bench", "pack"],

@@ -176,7 +176,7 @@ def dynamics_table(results: Sequence[Dynamics]) -> Table:
         "update norm",
     )
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=heading == "run")
+        table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
     for one in results:
         told = one.summary()
         name = one.subject.name + ("" if one.diverged is None else " (diverged)")

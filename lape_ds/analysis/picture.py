@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,10 +38,10 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8, zorder=0)
     axes.axvline(0, color=INK, alpha=0.4, linewidth=0.8, zorder=0)
     drawn = [method for method in results.methods if method.mean is not None]
-    _scale_gentle_end(axes, drawn)
-    looks = _looks([method.name for method in drawn])
+    scale_gentle_end(axes, drawn)
+    looks = looks_of([method.name for method in drawn])
     for method in drawn:
-        _draw_method(axes, method, looks[method.name])
+        draw_method(axes, method, looks[method.name])
     _label(axes, drawn, looks)
     axes.set_xlabel(
         f"mean change of the {len(results.others)} other languages, bits per byte   (right: more forgotten)"
@@ -57,7 +58,7 @@ def draw_frontier(results: SweepResults, path: Path, *, format: str) -> None:
     save_figure(figure, path, format=format)
 
 
-def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
+def scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
     """Linear around 0, logarithmic far out: gentle runs, the ones that one would use, are not squeezed into a corner."""
     forgotten = [
         abs(rate.mean.forgetting) for method in methods for rate in method.rates if rate.mean is not None
@@ -71,27 +72,36 @@ def _scale_gentle_end(axes: Axes, methods: Sequence[MethodFrontier]) -> None:
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
+    """How a variant is drawn."""
+
     colour: str
     marker: str
-    line: str
+    line: Literal["-", "--", "-.", ":"]
 
 
-def _looks(names: Sequence[str]) -> dict[str, _Look]:
+def looks_of(names: Sequence[str]) -> dict[str, Look]:
     """`full+replay` has the colour of `full` and another line; every variant has a marker of its own."""
-    looks: dict[str, _Look] = {}
+    looks: dict[str, Look] = {}
     methods = list(dict.fromkeys(name.partition("+")[0] for name in names))
     seen = dict.fromkeys(methods, 0)
     for number, name in enumerate(names):
         method = name.partition("+")[0]
         round_of_colours, colour = divmod(methods.index(method), len(COLOURS))
         line = LINES[(seen[method] + round_of_colours) % len(LINES)]
-        looks[name] = _Look(COLOURS[colour], MARKERS[number % len(MARKERS)], line)
+        looks[name] = Look(COLOURS[colour], MARKERS[number % len(MARKERS)], line)
         seen[method] += 1
     return looks
 
 
-def _draw_method(axes: Axes, method: MethodFrontier, look: _Look) -> None:
+def draw_method(axes: Axes, method: MethodFrontier, look: Look) -> None:
+    """Draws a method's points, their range over seeds and its frontier, in its own look.
+
+    Args:
+        axes: Where.
+        method: One that has a mean.
+        look: Its own.
+    """
     assert method.mean is not None
     path = list(_straight([(point.forgetting, point.gain) for point in method.mean.points]))
     axes.plot(
@@ -129,7 +139,7 @@ def _error(values: Sequence[float], mean: float) -> list[list[float]]:
     ]  # a mean may be a rounding beside them
 
 
-def _label(axes: Axes, methods: Sequence[MethodFrontier], looks: Mapping[str, _Look]) -> None:
+def _label(axes: Axes, methods: Sequence[MethodFrontier], looks: Mapping[str, Look]) -> None:
     """Names every line beside the axes, at the height of its end as far as there is room; a thin line leads there."""
     axes.autoscale_view()
     ends = [method.mean.points[-1] for method in methods if method.mean is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 # their yellow is too pale on white for a line, their black is lost on a dark page; violet and middle grey stand in their place.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#E69F00", "#56B4E9", "#9467BD")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-LINES = ("-", "--", "-.", ":")
+LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 
 # Of words and axes: as far from white as from black (contrast 4.5 both ways), so that an SVG can be read on either.
 INK = "#767676"
@@ -54,7 +54,7 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def line_of(number: int) -> str:
+def line_of(number: int) -> Literal["-", "--", "-.", ":"]:
     """A dash pattern, another one for each round of colours."""
     return LINES[number // len(COLOURS) % len(LINES)]
 

@@ -240,7 +240,7 @@ def updates_table(results: Sequence[Updates]) -> Table:
         title="Weight updates dW (over all layers; ranks: mean over the matrices that changed)",
         title_justify="left",
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")  # names may be long; numbers are never cut off
     for heading in (
         "|dW|\n/|W|",
         "changed",

@@ -43,12 +43,16 @@ def draw_updates(results: Sequence[Updates], path: Path, *, format: str) -> None
     grid = figure.subplots(len(_MEASURES), len(columns), sharex=True, sharey="row", squeeze=False)
     for (title, measure), row in zip(_MEASURES, grid, strict=True):
         row[0].set_ylabel(title, fontsize="small")
-        for column, axes in zip(columns, row, strict=True):
-            drawn = [_draw_line(axes, one, column, number, measure) for number, one in enumerate(results)]
-            if any(drawn):
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: label_2_and_5(value)))
+        drawn = [
+            _draw_line(axes, one, column, number, measure)
+            for column, axes in zip(columns, row, strict=True)
+            for number, one in enumerate(results)
+        ]
+        if any(drawn):  # what is set of one in a row, which share their scale, holds for all
+            row[0].set_yscale("log")
+            row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            row[0].yaxis.set_minor_formatter(FuncFormatter(lambda value, _: label_2_and_5(value)))
+        for axes in row:
             axes.tick_params(which="both", labelsize="small")
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -36,16 +36,23 @@ _DOCUMENT_TOKENS = 60
 
 
 def bench_identify(
-    shape_name: str | None, *, rounds: int, seed: int, out: Path, num_ranks: int = 1
+    shape_name: str | None,
+    *,
+    rounds: int,
+    seed: int,
+    out: Path,
+    num_ranks: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Measures the ways to go through text and writes the record, JSON and a Markdown table beside it.
 
     Args:
-        shape_name: Of `SHAPES`; None: the 100 M shape (in float32 and bfloat16), or Llama-3.1-8B's where there is a GPU.
+        shape_name: Of `SHAPES`; None: the 100 M shape, or Llama-3.1-8B's where there is a GPU.
         rounds: Counted ones; two more go before them.
         seed: Of weights, tokens and orders.
         out: The JSON file.
         num_ranks: Where there are several, counting and the forward pass are also measured on so many ranks side by side.
+        dtype: Of the weights; None: bfloat16, and float32 too where the shape is not a large one.
 
     Raises:
         UserError: No such shape, one that needs a GPU, or fewer GPUs than ranks.
@@ -63,7 +70,8 @@ def bench_identify(
         "warmup_rounds": WARMUP_ROUNDS,
         "seed": seed,
     }
-    dtypes = (torch.bfloat16,) if shape.large else (torch.float32, torch.bfloat16)
+    usual = (torch.bfloat16,) if shape.large else (torch.float32, torch.bfloat16)
+    dtypes = usual if dtype is None else (dtype,)
     record["dtypes"] = {
         str(dtype).removeprefix("torch."): _measure(replace(shape, dtype=dtype), device, rounds, seed)
         for dtype in dtypes

@@ -7,6 +7,13 @@ from lape_ds.recipe.base import Section
 from lape_ds.recipe.fields import LanguageCode, TokenBudget
 from lape_ds.recipe.freezing import check_frozen, first_difference, freeze_recipe, to_yaml
 from lape_ds.recipe.loading import identify_section, load_recipe
+from lape_ds.recipe.matrix_section import (
+    Matrix,
+    MatrixLanguage,
+    MatrixModel,
+    MatrixSection,
+    load_matrix,
+)
 from lape_ds.recipe.rewriting import rewrite_recipe
 from lape_ds.recipe.sections import (
     CLDRSource,
@@ -52,6 +59,10 @@ __all__ = [
     "LanguagesSection",
     "LaunchSection",
     "LoRASection",
+    "Matrix",
+    "MatrixLanguage",
+    "MatrixModel",
+    "MatrixSection",
     "ModelSection",
     "OptimizerSection",
     "Recipe",
@@ -68,6 +79,7 @@ __all__ = [
     "first_difference",
     "freeze_recipe",
     "identify_section",
+    "load_matrix",
     "load_recipe",
     "rate_label",
     "rewrite_recipe",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,8 @@ from lape_ds.languages import find_language
 from lape_ds.recipe.sections import FilesSource, HubSource, IdentifySection, Recipe
 from lape_ds.recipe.source_text import KeyPath, SourceText, read_yaml
 from lape_ds.resources import asset, has_asset
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, for_counts_alone: bool = False) -> Recipe:
@@ -40,6 +42,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, for_counts_a
     recipe = validate(source)
     if not for_counts_alone:
         _check_files(recipe, source)
+    return recipe
+
+
+def derived_recipe(path: str | Path, settings: Mapping[str, Any], *, origin: str) -> Recipe:
+    """A recipe as another file changes it.
+
+    Args:
+        path: As `load_recipe` takes it.
+        settings: Dotted key -> plain value.
+        origin: Where these are from, for messages.
+
+    Raises:
+        UserError: As of `load_recipe`.
+    """
+    source = read_yaml(recipe_file(Path(path)))
+    for key, value in settings.items():
+        source.put(key.split("."), value, origin=f"{origin}: {key}")
+    recipe = validate(source)
+    _check_files(recipe, source)
     return recipe
 
 
@@ -72,11 +93,20 @@ def validate(source: SourceText) -> Recipe:
     Raises:
         UserError: The first thing that is wrong, in one line.
     """
+    return validate_as(Recipe, source)
+
+
+def validate_as(model: type[Model], source: SourceText) -> Model:
+    """Checks data against the sections of a recipe, or of another kind of file.
+
+    Raises:
+        UserError: The first thing that is wrong, in one line.
+    """
     try:
         # Through JSON: only there do strict types (no "2" for 2, no true for 1) still take lists and paths.
-        return Recipe.model_validate_json(json.dumps(source.data), strict=True)
+        return model.model_validate_json(json.dumps(source.data), strict=True)
     except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
+        raise UserError(_one_line(error, source, model)) from None
 
 
 def recipe_file(path: Path) -> Path:
@@ -88,7 +118,7 @@ def recipe_file(path: Path) -> Path:
     return path
 
 
-def _one_line(error: ValidationError, source: SourceText) -> str:
+def _one_line(error: ValidationError, source: SourceText, model: type[BaseModel]) -> str:
     """`key: what is wrong, what is allowed (file:line)`."""
     errors = error.errors(include_url=False)
     # A misspelt key comes first: it often makes another one missing.
@@ -96,7 +126,7 @@ def _one_line(error: ValidationError, source: SourceText) -> str:
     keys = _written_keys(first["loc"], source.data)
     dotted = ".".join(map(str, keys)) or "recipe"
     if first["type"] == "extra_forbidden":
-        what = _unknown_key(keys, source)
+        what = _unknown_key(keys, source, model)
     elif first["type"] == "missing":
         what = "must be given"
     elif first["type"] == "value_error":
@@ -137,23 +167,23 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _unknown_key(keys: KeyPath, source: SourceText) -> str:
+def _unknown_key(keys: KeyPath, source: SourceText, model: type[BaseModel]) -> str:
     """Names the nearest key of this section, else of any other."""
     *parents, last = keys
-    allowed = _section_keys(parents, source.data)
+    allowed = _section_keys(parents, source.data, model)
     near = difflib.get_close_matches(str(last), allowed, n=1)
     if near:
         nearest = ".".join(map(str, [*parents, near[0]]))
     else:
-        everywhere = [dotted for dotted in _all_keys(Recipe) if dotted.rpartition(".")[2] == last]
+        everywhere = [dotted for dotted in _all_keys(model) if dotted.rpartition(".")[2] == last]
         nearest = min(everywhere, key=lambda dotted: dotted.count("."), default="")
     hint = f"did you mean {nearest}? " if nearest else ""
     return f"unknown key; {hint}allowed here: {', '.join(allowed)}"
 
 
-def _section_keys(parents: Sequence[str | int], data: Any) -> list[str]:
+def _section_keys(parents: Sequence[str | int], data: Any, model: type[BaseModel]) -> list[str]:
     """The keys of the section at `parents`; for a source, those of its kind."""
-    models: list[type[BaseModel]] = [Recipe]
+    models: list[type[BaseModel]] = [model]
     for part in parents:
         fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
         annotations = [field.annotation for field in fields]

@@ -39,7 +39,7 @@ class SweepRun:
 
 
 def sweep_runs(recipe: Recipe) -> list[SweepRun]:
-    """All runs of a sweep: every variant at every rate with the first seed, then with the second.
+    """All runs of a sweep: every variant at every rate with its first seed, then with its second.
 
     So what is done early is a picture of all methods, if a rough one.
 
@@ -52,10 +52,17 @@ def sweep_runs(recipe: Recipe) -> list[SweepRun]:
         )
     sweep = recipe.sweep or SweepSection()
     data = recipe.model_dump(mode="json")
+    seeds = [sweep.seeds_of(variant) for variant in sweep.variants]
     return [
-        SweepRun(variant.name, rate, seed, _run_recipe(data, sweep, number, rate, seed))
-        for seed in sweep.seeds
+        SweepRun(
+            variant.name,
+            rate,
+            seeds[number][place],
+            _run_recipe(data, sweep, number, rate, seeds[number][place]),
+        )
+        for place in range(max(map(len, seeds)))
         for number, variant in enumerate(sweep.variants)
+        if place < len(seeds[number])
         for rate in variant.learning_rates
     ]
 

@@ -6,7 +6,7 @@ Beside the other sections; `sweep_runs.py` makes one training recipe of each com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -81,6 +81,7 @@ def _distinct_seeds(seeds: list[int]) -> list[int]:
 
 
 Settings = Annotated[dict[str, Any], AfterValidator(_keys_are_free)]  # dotted key -> value
+Seeds = Annotated[list[int], AfterValidator(_distinct_seeds)]
 
 
 class SweepVariant(Section):
@@ -90,6 +91,7 @@ class SweepVariant(Section):
     name: str = Field(pattern=f"^{NAME}$")  # the method's if not given
     learning_rates: Annotated[list[PositiveFloat], AfterValidator(_distinct_rates)] = Field(min_length=1)
     set: Settings = {}  # e.g. {train.replay.share: 0.25}
+    seeds: Seeds | None = Field(default=None, min_length=1)  # None: the sweep's; e.g. [0, 1, 2] of random
 
     @model_validator(mode="before")
     @classmethod
@@ -116,11 +118,13 @@ class SweepSection(Section):
         default=[SweepVariant.model_validate({"method": method}) for method in DEFAULT_RATES], min_length=1
     )
     # Of a run: the order of the text, the neurons of `random`, the initial values of LoRA.
-    seeds: Annotated[list[int], AfterValidator(_distinct_seeds)] = Field(default=[0, 1], min_length=1)
+    seeds: Seeds = Field(default=[0, 1], min_length=1)
     set: Settings = {}  # of every run, before the variant's own
     workers: PositiveInt = 1  # runs side by side
     num_ranks: PositiveInt | None = None  # of each worker; None: launch.num_ranks
-    keep_checkpoints: bool = False  # of finished runs; without them no run can be exported
+    # Of finished runs; without them no run can be exported. tuned: of each variant at the rate that gains most, as
+    # far as its runs are finished.
+    keep_checkpoints: bool | Literal["tuned"] = False
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> SweepSection:
@@ -129,3 +133,7 @@ class SweepSection(Section):
         if twice:
             raise ValueError(f"variants: two are named {min(twice)}; give one another name")
         return self
+
+    def seeds_of(self, variant: SweepVariant) -> list[int]:
+        """With which seeds a variant is trained."""
+        return self.seeds if variant.seeds is None else variant.seeds

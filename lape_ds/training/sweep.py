@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from lape_ds.distributed.ranks import by_first, rank, start
 from lape_ds.distributed.stopping import StopRequest
@@ -21,6 +22,7 @@ from lape_ds.recipe import Recipe, SweepRun, SweepSection, sweep_runs
 from lape_ds.training.loop import Training, run_training
 from lape_ds.training.run_folder import read_finished
 from lape_ds.training.setup import set_up
+from lape_ds.training.tuned import drop_untuned
 
 
 def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
@@ -37,15 +39,15 @@ def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
         UserError: Something in the recipe or its files must be mended. A run that diverges is a result.
     """
     start()
-    keep_checkpoints = (recipe.sweep or SweepSection()).keep_checkpoints
-    base = _Base()
-    for run in sweep_runs(recipe):
+    keep = (recipe.sweep or SweepSection()).keep_checkpoints
+    base, runs = _Base(), sweep_runs(recipe)
+    for run in runs:
         with _claimed(run) as mine:
             if not mine:
                 continue
             _tell(f"== {run.label} ({run.run_dir})")
             training = set_up(run.recipe)
-            training.keep_checkpoints = keep_checkpoints
+            training.keep_checkpoints = keep is not False
             training.base_bits = base.bits_on(training)
             done = _train(training, stop)
             base.remember(training)
@@ -54,6 +56,8 @@ def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
             gc.collect()
             if not done:
                 return False
+            if keep == "tuned":
+                by_first(partial(drop_untuned, [other for other in runs if other.variant == run.variant]))
     return True
 
 

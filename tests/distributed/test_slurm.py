@@ -12,6 +12,7 @@ import pytest
 
 from lape_ds.distributed.launchers.batch import (
     STAGES,
+    _with_number,
     _with_part,
     check_progress,
     kept_work,
@@ -74,6 +75,7 @@ def test_a_node_without_scontrol_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 QUICKSTART = "recipes/quickstart.yaml"
+MATRIX = "recipes/paper/quickstart.yaml"
 
 
 @pytest.fixture
@@ -166,6 +168,13 @@ def test_a_job_with_too_few_cpus_is_told_what_to_ask_for(slurm_job: Callable[...
         ("0", ["--languages", "Maltees,en", QUICKSTART], "did you mean Maltese"),
         (None, ["--hostfile", "hosts", QUICKSTART], "unknown option --hostfile"),
         ("0", ["--stage", "identify", "--languages", "mt", QUICKSTART], "--languages is for trainings"),
+        ("0", ["--stage", "matrix", "--languages", "mt", MATRIX], "a matrix names its languages itself"),
+        (
+            None,
+            ["--stage", "matrix", MATRIX],
+            f"sbatch --array=0-2 launch/slurm.sbatch --stage matrix {MATRIX}",
+        ),
+        ("3", ["--stage", "matrix", MATRIX], "--array=0-2"),
     ],
 )
 def test_mistakes_in_a_batch_job(
@@ -175,6 +184,15 @@ def test_mistakes_in_a_batch_job(
     with pytest.raises(UserError) as refused:
         run_batch(arguments)
     assert message in str(refused.value)
+
+
+def test_an_array_has_a_language_of_a_matrix_in_each_task(slurm_job: Callable[..., None]) -> None:
+    slurm_job(ARRAY_TASK_ID="1")
+    command, recipe = _with_number(CommandLine({}, MATRIX, ["keep_models=true"]))
+    assert recipe.languages.target == "cym_Latn"
+    words = srun_command("matrix", command, recipe)
+    assert {"--nodes=1", "--ntasks=1"} <= set(words)
+    assert words[-5:] == ["matrix", "run", MATRIX, "keep_models=true", "--number=1"]
 
 
 def test_an_array_counts_a_part_in_each_task(slurm_job: Callable[..., None]) -> None:
@@ -241,6 +259,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     for written in (
         tmp_path / "corpus/mlt_Latn/abc/state.json",
         recipe.run_dir / "checkpoints/step-00000001/x",
+        recipe.output_dir / "train/sweep/full/lr-1e-05/seed-0/checkpoints/step-00000001/x",
         recipe.output_dir / "eval/base/cldr_topic_mlt_Latn.json",
         recipe.output_dir / "identify/units/mlt_Latn/0-8.safetensors",
         recipe.output_dir / "identify/counts/mlt_Latn.safetensors",

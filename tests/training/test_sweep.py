@@ -194,20 +194,21 @@ def test_other_settings_are_refused(tiny_recipe: Path, swept: Swept) -> None:
 
 
 def test_ranks_agree_on_divergence(tiny_recipe: Path, tmp_path: Path) -> None:
-    """Two ranks under ZeRO-3: the first run diverges, the second must not find them out of step, and is kept when asked."""
+    """Two ranks under ZeRO-3: the first run diverges, the second must not find them out of step; the best is kept."""
     overrides = [
         *SWEEP,
         f"output_dir={tmp_path}/out",
-        "sweep.variants=[{method: full, learning_rates: [1e30, 1e-3]}]",
+        "sweep.variants=[{method: full, learning_rates: [1e30, 1e-3, 1e-6]}]",
         "sweep.seeds=[0]",
-        "sweep.keep_checkpoints=true",
+        "sweep.keep_checkpoints=tuned",
         "deepspeed.zero_stage=3",
         "train.gradient_accumulation_steps=1",
     ]
     run_ranks("lape_ds.training.main", ["--sweep", str(tiny_recipe), *overrides], world_size=2)
     runs = sweep_runs(load_recipe(tiny_recipe, overrides))
     ends = [read_finished(run.run_dir) for run in runs]
-    assert [end is not None and end.diverged is not None for end in ends] == [True, False]
+    assert [end is not None and end.diverged is not None for end in ends] == [True, False, False]
+    assert [(run.run_dir / "checkpoints").exists() for run in runs] == [False, True, False]
     assert export_model(runs[1].run_dir, checkpoint="last").step == 6
 
 

@@ -21,12 +21,18 @@ from lape_ds.distributed.launchers.running import stopping_on_signals
 from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError, tell_error
 from lape_ds.languages import find_language
-from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.recipe import Recipe, load_matrix, load_recipe
 
 SCRIPT = "launch/slurm.sbatch"
-STAGES = ("train", "corpus", "identify", "export", "eval", "summary")
+STAGES = ("train", "corpus", "identify", "export", "eval", "summary", "matrix")
 _OF_RANKS = ("train", "identify", "eval")
-_GOING_ON = ("train", "corpus", "identify", "eval")  # where they were interrupted; the others begin anew
+_GOING_ON = (
+    "train",
+    "corpus",
+    "identify",
+    "eval",
+    "matrix",
+)  # where they were interrupted; the others begin anew
 # Every task of the step ends so long after the first one has ended; a rank waiting for a dead one would hold the nodes.
 _SECONDS_AFTER_FIRST = 45
 
@@ -44,10 +50,13 @@ def run_batch(arguments: Sequence[str]) -> int:
     stage = command.options.get("stage", "train")
     if stage not in STAGES:
         raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
-    command = _with_part(command) if stage == "identify" else _with_language(command)
+    if stage == "matrix":
+        command, recipe = _with_number(command)
+    else:
+        command = _with_part(command) if stage == "identify" else _with_language(command)
+        recipe = load_recipe(command.recipe, command.overrides)
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"this is no Slurm job: submit it, `sbatch {SCRIPT} RECIPE`")
-    recipe = load_recipe(command.recipe, command.overrides)
     before = kept_work(recipe)
     step = subprocess.Popen(srun_command(stage, command, recipe))
     with stopping_on_signals(lambda: None) as came:
@@ -74,7 +83,10 @@ def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun no longer takes it from sbatch (Slurm 22.05)
     shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
     if stage not in _OF_RANKS or (stage == "eval" and recipe.eval.backend == "vllm"):
-        return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, stage, *rest]
+        words = (
+            ["matrix", "run"] if stage == "matrix" else [stage]
+        )  # which itself starts ranks on this node's GPUs
+        return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, *words, *rest]
     num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     per_node = _ranks_per_node(recipe, num_nodes)
     options = [
@@ -140,6 +152,21 @@ def _with_language(command: CommandLine) -> CommandLine:
     return replace(command, overrides=[*command.overrides, *own])
 
 
+def _with_number(command: CommandLine) -> tuple[CommandLine, Recipe]:
+    """In a job array: the language of a model that belongs to this task, and its recipe."""
+    if "languages" in command.options:
+        raise UserError("--languages is for trainings; a matrix names its languages itself")
+    languages = load_matrix(command.recipe, command.overrides).languages
+    number = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if number is None or int(number) >= len(languages):
+        raise UserError(
+            f"--stage matrix is for a job array with a task for every language of every model: sbatch --array=0-"
+            f"{len(languages) - 1} {SCRIPT} --stage matrix {command.recipe}"
+        )
+    numbered = replace(command, overrides=[*command.overrides, f"--number={number}"])
+    return numbered, languages[int(number)].recipe
+
+
 def _with_part(command: CommandLine) -> CommandLine:
     """In a job array: the part of the counting that belongs to this task."""
     if "languages" in command.options:
@@ -170,6 +197,7 @@ def kept_work(recipe: Recipe) -> dict[Path, int]:
     """What an interrupted stage goes on from: checkpoints, packed texts' state, counts, tasks' results, with the time of each."""
     packed = recipe.corpus_dir
     kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
+    kept += (recipe.output_dir / "train" / "sweep").glob("*/*/*/checkpoints/step-*")
     kept += (recipe.output_dir / "eval").glob("*/*.json")
     for pattern in ("counts/*.safetensors", "units/*/*.safetensors"):
         kept += recipe.counting_dir.glob(pattern)

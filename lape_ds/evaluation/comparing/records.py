@@ -79,13 +79,18 @@ def _compared(compared: Compared) -> dict[str, Any]:
 
 def unit(row: Row) -> str:
     """Of a row's scores and differences."""
-    if row.metric == "bits_per_byte":
-        return "bits per byte"
-    if row.metric.startswith("chrf") or row.metric.endswith("bleu"):
-        return "points of 100"
     if row.tasks and row.metric == "accuracy":
         return "share above chance"
-    return "share of documents" if row.random_baseline is not None else "the metric's own"
+    return unit_of(row.metric, row.random_baseline)
+
+
+def unit_of(metric: str, random_baseline: float | None) -> str:
+    """Of a task's scores."""
+    if metric == "bits_per_byte":
+        return "bits per byte"
+    if metric.startswith("chrf") or metric.endswith("bleu"):
+        return "points of 100"
+    return "share of documents" if random_baseline is not None else "the metric's own"
 
 
 def as_csv(comparison: Comparison) -> str:

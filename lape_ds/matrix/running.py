@@ -1,0 +1,256 @@
+"""`lape-ds matrix run`: every cell to its end, the finished ones left alone.
+
+Model by model: made where its recipe says how, its neurons identified once for all languages; then language by language a
+sweep, and what the suite says of each method at its tuned rate. What fails is written down and the others go on. Each stage is
+the command of its name on a recipe that stands in the folder, so a stage can also be run by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lape_ds.distributed.stopping import STOPPED
+from lape_ds.errors import UserError, tell_error
+from lape_ds.matrix.states import (
+    TunedRun,
+    fail_cell,
+    forget_failures,
+    model_failure_file,
+    read_cell,
+    read_tuned,
+    tuned_runs,
+    write_failure,
+    write_tuned,
+)
+from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, load_recipe
+from lape_ds.training.run_folder import read_finished
+from lape_ds.training.tuned import drop_untuned
+
+_SHOWN = 400  # characters of a reason
+
+
+class StageFailed(Exception):
+    """A stage ended with an error; says which, in one line."""
+
+
+def run_matrix(matrix: Matrix, *, retry: bool = False, number: int | None = None) -> None:
+    """Runs what is neither finished nor failed.
+
+    Args:
+        matrix: As loaded.
+        retry: Also what has failed.
+        number: Only this one of `matrix.languages`; its model and neurons must be there.
+
+    Raises:
+        UserError: There is no such number, or its neurons are not there.
+        SystemExit: With `STOPPED` after a signal; the same command goes on.
+    """
+    matrix.write_recipes()
+    if retry:
+        forget_failures(matrix)
+    if number is not None:
+        _run_one(matrix, number)
+        return
+    for model in matrix.models:
+        if any(_to_do(matrix, model, language) for language in model.languages) and _prepare(model):
+            for language in model.languages:
+                _run_language(matrix, model, language)
+
+
+def _run_one(matrix: Matrix, number: int) -> None:
+    if number >= len(matrix.languages):
+        raise UserError(
+            f"there is no {number} among {len(matrix.languages)} languages of models, counted from 0: an array of this matrix is "
+            f"--array=0-{len(matrix.languages) - 1}"
+        )
+    language = matrix.languages[number]
+    model = next(model for model in matrix.models if language in model.languages)
+    neurons = model.recipe.identify_dir / "neurons.safetensors"
+    if _to_do(matrix, model, language) and not neurons.exists():
+        raise UserError(
+            f"{neurons} is not there, and the tasks of an array would all make it: first run `lape-ds identify "
+            f"{model.recipe_file}`, or sbatch launch/slurm.sbatch --stage identify {model.recipe_file}"
+        )
+    _run_language(matrix, model, language)
+
+
+def _to_do(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> list[str]:
+    """The variants that are neither finished nor failed."""
+    is_measured = matrix.section.eval is not None
+    cells = [read_cell(model, language, variant, is_measured=is_measured) for variant in language.variants]
+    return [cell.variant for cell in cells if cell.state in ("running", "waiting")]
+
+
+def _prepare(model: MatrixModel) -> bool:
+    """Makes the model, where its recipe says how, and its neurons; whether both are there."""
+    logs = model.recipe.output_dir / "logs"
+    for stage in ("pretrain", "identify"):
+        if stage == "pretrain" and model.recipe.model.create is None:
+            continue
+        try:
+            run_stage([stage, str(model.recipe_file)], log=logs / f"{stage}.log")
+        except StageFailed as error:
+            write_failure(model_failure_file(model), stage=stage, reason=str(error))
+            tell_error(f"{model.name}, {stage}: {error}")
+            return False
+    return True
+
+
+def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> None:
+    variants = _to_do(matrix, model, language)
+    if not variants:
+        return
+    _tell(f"== {model.name}, {language.code}: {', '.join(variants)}")
+    _train(language, variants)
+    trained = [variant for variant in variants if _is_trained(language, variant)]
+    for variant in trained:
+        drop_untuned(language.runs_of(variant))
+    if trained:
+        from lape_ds.analysis.report import write_frontier
+
+        write_frontier(load_recipe(language.recipe_file))
+    if matrix.section.eval is not None:
+        _measure(language, trained, keep_models=matrix.section.keep_models)
+
+
+def _is_trained(language: MatrixLanguage, variant: str) -> bool:
+    return all(read_finished(run.run_dir) is not None for run in language.runs_of(variant))
+
+
+def _train(language: MatrixLanguage, variants: Sequence[str]) -> None:
+    """All in one sweep; where that fails, variant by variant, so that one does not keep the others from their end."""
+    reason = _sweep(language, variants)
+    for variant in variants if reason is not None else ():
+        if _is_trained(language, variant):
+            continue
+        own = reason if len(variants) == 1 else _sweep(language, [variant])
+        if own is not None:
+            fail_cell(language, variant, stage="sweep", reason=own)
+            tell_error(f"{language.model}, {language.code}, {variant}: {own}")
+
+
+def _sweep(language: MatrixLanguage, variants: Sequence[str]) -> str | None:
+    """Trains some variants; why it failed, or None."""
+    from lape_ds.training.sweep_launch import launch_sweep
+
+    path, overrides = str(language.recipe_file), _only(language, variants)
+    recipe = load_recipe(path, overrides)
+    try:
+        launch_sweep(recipe, path, overrides)
+    except UserError as error:
+        return str(error)
+    except SystemExit as ended:
+        if ended.code == STOPPED:
+            raise
+        logs = sorted(recipe.sweep_dir.glob("worker-*.log"))
+        return reason_in([line for log in logs for line in _lines(log)], code=ended.code)
+    return None
+
+
+def _only(language: MatrixLanguage, variants: Sequence[str]) -> list[str]:
+    """What to set so that a sweep has only these variants; nothing for all of them."""
+    sweep = language.recipe.sweep
+    assert sweep is not None
+    if list(variants) == language.variants:
+        return []
+    chosen = [one.model_dump(mode="json") for one in sweep.variants if one.name in variants]
+    return [f"sweep.variants={json.dumps(chosen)}"]
+
+
+def _measure(language: MatrixLanguage, variants: Sequence[str], *, keep_models: bool) -> None:
+    """Exports each variant's tuned runs and measures them beside the base."""
+    known = read_tuned(language)
+    runs = {variant: tuned_runs(variant, language.runs_of(variant)) for variant in variants}
+    exported = [
+        run
+        for own in runs.values()
+        if not all(known.get(run, False) for run in own) and _export_all(language, own)
+        for run in own
+    ]
+    if not exported:
+        return
+    for run in exported:
+        if run not in known:  # what lies there is of another rate
+            shutil.rmtree(language.folder / "eval" / run.label, ignore_errors=True)
+    write_tuned(language, exported, measured=False)
+    folders = [tuned_folder(language) / run.label for run in exported]
+    _tell(f"measuring {', '.join(run.label for run in exported)}")
+    try:
+        log = language.folder / "logs" / "eval.log"
+        run_stage(["eval", str(language.recipe_file), *map(str, folders)], log=log)
+    except StageFailed as error:
+        tell_error(f"{language.model}, {language.code}, eval: {error}")
+        for variant in dict.fromkeys(run.variant for run in exported):
+            fail_cell(language, variant, stage="eval", reason=str(error))
+        return
+    write_tuned(language, exported, measured=True)
+    if not keep_models:
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+def tuned_folder(language: MatrixLanguage) -> Path:
+    """Where the tuned runs' models lie while they are measured."""
+    return language.folder / "tuned"
+
+
+def _export_all(language: MatrixLanguage, runs: Sequence[TunedRun]) -> bool:
+    """Writes the models of one variant's tuned runs, after their last step: what the frontier's points are of."""
+    from lape_ds.training.export import export_model
+
+    places = {(run.variant, run.learning_rate, run.seed): run.run_dir for run in language.runs}
+    for run in runs:
+        run_dir = places[run.variant, run.learning_rate, run.seed]
+        try:
+            export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)
+        except UserError as error:
+            fail_cell(language, run.variant, stage="export", reason=str(error))
+            tell_error(f"{language.model}, {language.code}, {run.variant}: {error}")
+            return False
+    return True
+
+
+def run_stage(words: Sequence[str], *, log: Path) -> None:
+    """Runs `lape-ds <words>` in a process of its own, which takes its memory with it.
+
+    Args:
+        words: Of the command line.
+        log: Gets what it prints.
+
+    Raises:
+        StageFailed: It ended with an error.
+        SystemExit: With `STOPPED`, if it was stopped.
+    """
+    from lape_ds.distributed.launchers.job import COMMAND_LINE
+    from lape_ds.distributed.launchers.running import run_launchers
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _tell(f"lape-ds {' '.join(words[:2])}   (log: {log})")
+    code = run_launchers([[sys.executable, "-m", COMMAND_LINE, *words]], logs=[log])
+    if code == STOPPED:
+        _tell("stopped; the same command goes on")
+        raise SystemExit(STOPPED)
+    if code:
+        raise StageFailed(reason_in(_lines(log), code=code))
+
+
+def reason_in(lines: Sequence[str], *, code: object) -> str:
+    """What a log says of its end: the last refusal, else the last exception, else how the process ended."""
+    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception)\b.*)"):
+        found = [match[1] for line in lines if (match := re.match(pattern, line))]
+        if found:
+            return found[-1][:_SHOWN]
+    return f"ended with exit code {code}"
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

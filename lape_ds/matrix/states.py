@@ -1,0 +1,213 @@
+"""How far each cell of a matrix is, read from the folders alone: a cell is a model, a language and a method.
+
+First of the room: running, status and table ask here. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, SweepRun
+from lape_ds.training.metrics import read_metrics
+from lape_ds.training.run_folder import read_finished
+from lape_ds.training.tuned import tuned_rate
+from lape_ds.writing import write_json
+
+State = Literal["finished", "failed", "running", "waiting"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell is not finished and is not tried again unless asked to.
+
+    Attributes:
+        stage: `pretrain`, `identify`, `sweep`, `export` or `eval`.
+        reason: In one line.
+        date: When.
+    """
+
+    stage: str
+    reason: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How far one is.
+
+    Attributes:
+        model: The model's name.
+        language: Code of the target.
+        variant: Of the sweep.
+        state: `running`: some of it is there.
+        failure: Of a failed one.
+        num_runs: Planned.
+        num_finished: Of them; diverged ones too, which are results.
+        seconds: That its runs have trained and measured.
+    """
+
+    model: str
+    language: str
+    variant: str
+    state: State
+    failure: Failure | None
+    num_runs: int
+    num_finished: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TunedRun:
+    """A run that stands for its method, as it was exported and measured.
+
+    Attributes:
+        variant: Of the sweep.
+        seed: Its own.
+        learning_rate: Its variant's tuned one.
+    """
+
+    variant: str
+    seed: int
+    learning_rate: float
+
+    @property
+    def label(self) -> str:
+        """Of its model's folder, and of its results."""
+        return f"{self.variant}-seed-{self.seed}"
+
+
+def read_cells(matrix: Matrix) -> list[Cell]:
+    """Every cell, in the order in which they are run."""
+    return [
+        read_cell(model, language, variant, is_measured=matrix.section.eval is not None)
+        for model in matrix.models
+        for language in model.languages
+        for variant in language.variants
+    ]
+
+
+def read_cell(model: MatrixModel, language: MatrixLanguage, variant: str, *, is_measured: bool) -> Cell:
+    """One cell.
+
+    Args:
+        model: Its model.
+        language: Its language.
+        variant: Its method.
+        is_measured: Whether a suite is to be measured of its tuned runs.
+    """
+    runs = language.runs_of(variant)
+    num_finished = sum(read_finished(run.run_dir) is not None for run in runs)
+    seconds = sum(seconds_of(run) for run in runs)
+    failure = read_failure(model, language, variant)
+    done = num_finished == len(runs) and (not is_measured or _is_measured(language, variant, runs))
+    state: State = "waiting"
+    if done:
+        state = "finished"
+    elif failure is not None:
+        state = "failed"
+    elif seconds > 0:
+        state = "running"
+    return Cell(
+        model.name,
+        language.code,
+        variant,
+        state,
+        None if done else failure,
+        len(runs),
+        num_finished,
+        round(seconds, 1),
+    )
+
+
+def seconds_of(run: SweepRun) -> float:
+    """That a run has trained and measured, by its metrics."""
+    path = run.run_dir / "metrics.jsonl"
+    lines = read_metrics(path) if path.exists() else []
+    return sum(line.get("seconds", 0.0) + line.get("heldout_seconds", 0.0) for line in lines)
+
+
+def _is_measured(language: MatrixLanguage, variant: str, runs: Sequence[SweepRun]) -> bool:
+    """Whether its tuned runs are; a variant of which every rate diverged has none."""
+    measured = read_tuned(language)
+    return all(measured.get(run, False) for run in tuned_runs(variant, runs))
+
+
+def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
+    """A variant's runs at its tuned rate, one of each seed; none before there is one."""
+    rate = tuned_rate(runs)
+    return [
+        TunedRun(variant, run.seed, rate) for run in runs if rate is not None and run.learning_rate == rate
+    ]
+
+
+def read_tuned(language: MatrixLanguage) -> dict[TunedRun, bool]:
+    """The tuned runs that were exported to be measured, and whether their results are whole: a task may have failed."""
+    path = _tuned_file(language)
+    if not path.exists():
+        return {}
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {TunedRun(run["variant"], run["seed"], run["learning_rate"]): run["measured"] for run in runs}
+
+
+def write_tuned(language: MatrixLanguage, runs: Sequence[TunedRun], *, measured: bool) -> None:
+    """Keeps which runs are measured; of a variant that was tuned otherwise before, those now."""
+    variants = {run.variant for run in runs}
+    kept = {run: whole for run, whole in read_tuned(language).items() if run.variant not in variants}
+    told = kept | dict.fromkeys(runs, measured)
+    content = {
+        "schema_version": 1,
+        "kind": "tuned runs",
+        "runs": [asdict(run) | {"measured": whole} for run, whole in told.items()],
+    }
+    write_json(_tuned_file(language), content)
+
+
+def _tuned_file(language: MatrixLanguage) -> Path:
+    return language.folder / "tuned.json"
+
+
+def read_failure(model: MatrixModel, language: MatrixLanguage, variant: str) -> Failure | None:
+    """Why a cell failed: its own reason, or its model's."""
+    for path in (_failure_file(language, variant), model_failure_file(model)):
+        if path.exists():
+            return Failure(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def write_failure(path: Path, *, stage: str, reason: str) -> None:
+    """Keeps a reason, in one line."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(path, asdict(Failure(stage, " ".join(reason.split()), date)))
+
+
+def fail_cell(language: MatrixLanguage, variant: str, *, stage: str, reason: str) -> None:
+    """Keeps why a cell failed."""
+    write_failure(_failure_file(language, variant), stage=stage, reason=reason)
+
+
+def model_failure_file(model: MatrixModel) -> Path:
+    """Where it stands why a model could not be made or its neurons not be identified."""
+    return model.recipe.output_dir / "failed.json"
+
+
+def _failure_file(language: MatrixLanguage, variant: str) -> Path:
+    return language.folder / "failed" / f"{variant}.json"
+
+
+def forget_failures(matrix: Matrix) -> None:
+    """So that what failed is tried again."""
+    for path in _failure_files(matrix):
+        path.unlink(missing_ok=True)
+
+
+def _failure_files(matrix: Matrix) -> Iterator[Path]:
+    for model in matrix.models:
+        yield model_failure_file(model)
+        for language in model.languages:
+            for variant in language.variants:
+                yield _failure_file(language, variant)
