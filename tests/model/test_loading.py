@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -77,7 +78,7 @@ def test_offline_without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_fetch_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(loading, "snapshot_download", Mock(side_effect=error))
-    with pytest.raises(UserError, match=rf"could not be fetched into .*{error}.*; mend that") as caught:
+    with pytest.raises(UserError, match=f"could not be fetched into .*{re.escape(str(error))}.*; mend that") as caught:
         resolve_model("owner/name")
     assert "\n" not in str(caught.value)
 
