@@ -128,19 +128,20 @@ def corpus(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     Example: lape-ds corpus recipes/llama-3.1-8b.yaml corpus.cache_dir=packed
     """
     loaded = load(recipe, overrides)
-    from lape_ds.corpora.prepare import prepare_corpora
+    from lape_ds.corpora.prepare import identified_corpora, prepare_corpora
     from lape_ds.model.loading import load_tokenizer, recipe_model
 
     tokenizer = load_tokenizer(recipe_model(loaded))
     # Packing to a second budget goes on where the first ended.
-    wanted: list[tuple[list[str], TokenBudget, str]] = [
-        (loaded.languages.identify, loaded.identify.tokens_per_language, "identify.tokens_per_language"),
-        (loaded.trained_languages, loaded.train.tokens, "train.tokens"),
-    ]
-    for codes, budget, key in wanted:
-        budgets: dict[str, TokenBudget] = {code: budget for code in codes}  # noqa: C420 - a wider type
-        packed = prepare_corpora(loaded, tokenizer, codes, train_tokens=budgets, budget_key=key)
-        for code, text in packed.items():
+    trained: dict[str, TokenBudget] = dict.fromkeys(loaded.trained_languages, loaded.train.tokens)
+    wanted = {
+        "identify.tokens_per_language": lambda: identified_corpora(
+            loaded, tokenizer, loaded.languages.identify
+        ),
+        "train.tokens": lambda: prepare_corpora(loaded, tokenizer, trained, train_tokens=trained),
+    }
+    for key, pack in wanted.items():
+        for code, text in pack().items():
             tokens, heldout = text.train.num_tokens, text.heldout.num_tokens
             typer.echo(f"{key} {code}: {tokens:,} tokens packed, {heldout:,} held out")
 

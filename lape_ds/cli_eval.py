@@ -1,4 +1,4 @@
-"""`lape-ds eval` and `lape-ds compare`: after a training, what it has gained and lost.
+"""`lape-ds prefetch`, `eval` and `compare`: before a training what it will read, after it what it has gained and lost.
 
 Beside cli.py, which has the other commands.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lape_ds.cli_arguments import listed
+from lape_ds.cli_arguments import OverridesArgument, RecipeArgument, listed
 
 if TYPE_CHECKING:
     from lape_ds.evaluation.suites import Suite
@@ -19,9 +19,31 @@ if TYPE_CHECKING:
 
 def add_eval_commands(app: typer.Typer) -> None:
     """Adds them to the app."""
+    app.command("prefetch")(prefetch)
     app.command("eval")(evaluate)
     app.command("suites")(suites)
     app.command("compare")(compare)
+
+
+def prefetch(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Bring all that a recipe's stages read to a node with a network, for nodes without one.
+
+    The model, the text of every language (packed), the data and metrics of the suites; each is then looked for as it will be
+    without a network. Tells size, place and what to set on those nodes. What the recipe's `env` says of HF_HUB_OFFLINE does not
+    count here.
+
+    Example: lape-ds prefetch recipes/mistral-nemo-12b.yaml eval.suite=[monolingual,general]
+    """
+    from lape_ds.corpora.hub import OFFLINE_VARIABLES
+    from lape_ds.recipe import load_recipe
+    from lape_ds.recipe.environment import enter_environment
+
+    loaded = load_recipe(recipe, overrides or [])
+    enter_environment({name: value for name, value in loaded.env.items() if name not in OFFLINE_VARIABLES})
+    from lape_ds.evaluation.command import prefetch_recipe
+    from lape_ds.evaluation.request import EvalRequest
+
+    prefetch_recipe(EvalRequest(targets=[recipe], overrides=overrides or []), loaded)
 
 
 def evaluate(

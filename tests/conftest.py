@@ -122,6 +122,13 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def users_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """We stand in a folder that has text of one's own, as recipes/qwen3-1.7b.yaml reads it."""
+    (tmp_path / "text" / "mlt").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 8 MB."""
     folder = tmp_path / "disk"

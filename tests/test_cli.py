@@ -23,7 +23,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 STAGES = tuple(
-    "pretrain corpus identify train sweep export eval compare suites summary languages plan tune".split()
+    "pretrain corpus identify train sweep export prefetch eval compare suites summary languages plan tune".split()
 )
 NEURONS = ("show", "overlap", "import", "export")
 

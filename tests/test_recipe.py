@@ -42,6 +42,7 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.usefixtures("users_text")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)

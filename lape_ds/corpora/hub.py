@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder, IterableDataset
 
 
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
 class HubUnreachable(UserError):
     """No network, or HF_HUB_OFFLINE: what was packed before may still be used.
 
@@ -185,7 +188,7 @@ def _explain(name: str, error: Exception, key: str) -> UserError:
 
 def offline_by() -> str | None:
     """The environment variable by which the user keeps this process from the hub; None: there is none."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    for name in OFFLINE_VARIABLES:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return name
     return None

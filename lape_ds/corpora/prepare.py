@@ -49,7 +49,7 @@ def prepare_corpora(
             find_language(code),
             corpus.source_of(code),
             tokenizer,
-            corpus.cache_dir or recipe.output_dir / "corpus",
+            recipe.corpus_dir,
             train_tokens=train_tokens[code],
             heldout_share=corpus.heldout_share,
             on_bad_line=corpus.on_bad_line,
@@ -60,3 +60,12 @@ def prepare_corpora(
         )
         for code in languages
     }
+
+
+def identified_corpora(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, languages: Iterable[str]
+) -> dict[str, PackedCorpus]:
+    """The text in which `lape-ds identify` counts, as `prepare_corpora` gives it."""
+    budgets: dict[str, TokenBudget] = dict.fromkeys(languages, recipe.identify.tokens_per_language)
+    key = "identify.tokens_per_language"
+    return prepare_corpora(recipe, tokenizer, budgets, train_tokens=budgets, budget_key=key)

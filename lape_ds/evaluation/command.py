@@ -76,6 +76,25 @@ def evaluate_command(request: EvalRequest) -> Results:
     return measured.results
 
 
+def prefetch_recipe(request: EvalRequest, recipe: Recipe) -> None:
+    """Brings all that the stages of a recipe read, its suites included, and prints a line for each thing.
+
+    Args:
+        request: Of the recipe's file alone.
+        recipe: That recipe.
+
+    Raises:
+        UserError: A suite is not valid, or something is missing at the end.
+    """
+    try:
+        parts = _parts(request, recipe)
+    except NothingToRun as reason:
+        print(f"left out: {reason}", flush=True)
+        parts = []
+    check_planned(one for part in parts for one in part.planned)
+    prefetch({}, _each_once(parts), recipe=recipe, output_dir=recipe.output_dir / "eval", stages=True)
+
+
 def _settings(request: EvalRequest, recipe: Recipe | None) -> ModelSettings:
     if recipe is None:
         return ModelSettings(

@@ -13,7 +13,6 @@ neurons that merely fire often on the language's text.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.corpora.streams import Document
 from lape_ds.distributed.run_lock import take_lock
 from lape_ds.errors import UserError
@@ -39,7 +37,7 @@ from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, check_frozen, freeze_recipe
 from lape_ds.runlog import Progress, write_run_json
 from lape_ds.training.inputs import activation_probabilities, prefix_token_id
-from lape_ds.training.texts import heldout_part
+from lape_ds.training.texts import corpora_to_measure, heldout_part
 from lape_ds.writing import told_if_unwritable
 
 
@@ -200,17 +198,8 @@ def _with_tokens(recipe: Recipe, tokens_per_language: int | None) -> Recipe:
 def _heldout_texts(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]
 ) -> dict[str, _Text]:
-    """Of every language, however much of it training takes, as much text as the held-out part needs: nothing is trained here."""
-    # So many tokens make the held-out part about half as large again as is measured.
-    enough = math.ceil(1.5 * recipe.train.heldout.tokens_per_language / recipe.corpus.heldout_share)
-    corpora = prepare_corpora(
-        recipe,
-        tokenizer,
-        languages,
-        train_tokens=dict.fromkeys(languages, enough),
-        or_all=True,
-        budget_key="train.heldout.tokens_per_language",
-    )
+    """Of every language, however much of it training takes: nothing is trained here."""
+    corpora = corpora_to_measure(recipe, tokenizer, languages)
     return {code: _Text(heldout_part(recipe, corpus).documents) for code, corpus in corpora.items()}
 
 

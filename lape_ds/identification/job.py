@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lape_ds.corpora.packing import PackedCorpus
-from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.corpora.prepare import identified_corpora
 from lape_ds.distributed import ranks
 from lape_ds.distributed.agreement import SAME_SOFTWARE, check_same, check_same_recipe, software
 from lape_ds.errors import UserError
@@ -78,14 +78,7 @@ def prepare_job(recipe: Recipe) -> Job:
     context_length = _context_length(recipe, skeleton.config)
     tokenizer = load_tokenizer(model_folder)
     check_frozen(recipe, recipe.counting_dir, sections=count_sections(recipe))
-    codes, budget = recipe.languages.identify, recipe.identify.tokens_per_language
-    corpora = prepare_corpora(
-        recipe,
-        tokenizer,
-        codes,
-        train_tokens=dict.fromkeys(codes, budget),
-        budget_key="identify.tokens_per_language",
-    )
+    corpora = identified_corpora(recipe, tokenizer, recipe.languages.identify)
     weights = _agree(recipe, model_folder, corpora)
     files = CountFiles(recipe.counting_dir, with_sums=recipe.identify.method == "mean_activation")
     texts = {

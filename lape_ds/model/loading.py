@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -104,7 +105,13 @@ def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
             "go online once, or set model.path to a folder"
         ) from error
     except HfHubHTTPError as error:
-        raise UserError(f"{where}: the hub refused: {str(error).splitlines()[0]}; try again later") from error
+        raise UserError(f"{where}: the hub refused: {first_line(error)}; try again later") from error
+    except cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__) as error:
+        # Of the transport (whichever HTTP library the hub's client uses), and of the disk that the cache is on.
+        raise UserError(
+            f"{where}: could not be fetched into {HF_HUB_CACHE}: {first_line(error)}; mend that and give the same command "
+            "again: whole files are kept"
+        ) from error
 
 
 @contextmanager

@@ -295,6 +295,11 @@ class Recipe(Section):
     atlas: AtlasSection = AtlasSection()
 
     @property
+    def corpus_dir(self) -> Path:
+        """Where packed text is kept."""
+        return self.corpus.cache_dir or self.output_dir / "corpus"
+
+    @property
     def identify_dir(self) -> Path:
         """Where `identify` writes counts and neurons."""
         return self.output_dir / "identify"

@@ -69,7 +69,7 @@ def pretraining_recipe(recipe: Recipe, random_model: Path) -> Recipe:
         update={"method": "full", "languages": train.languages or recipe.languages.identify}
     )
     model = recipe.model.model_copy(update={"path": str(random_model), "create": None})
-    cache = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
+    cache = recipe.corpus_dir
     return recipe.model_copy(
         update={
             "name": f"{recipe.name}-pretrain",

@@ -7,13 +7,13 @@ nothing here needs DeepSpeed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from lape_ds.corpora.packing import PackedCorpus
-from lape_ds.corpora.prepare import prepare_corpora
+from lape_ds.corpora.prepare import identified_corpora, prepare_corpora
 from lape_ds.corpora.streams import Document
 from lape_ds.recipe import Recipe, TokenBudget
 
@@ -58,21 +58,35 @@ def prepare_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Texts:
     """
     measured = measured_languages(recipe)
     trained = _trained_texts(recipe, tokenizer, need_heldout=bool(measured))
-    each = _replay_budget(recipe, trained)
-    replayed: dict[str, TokenBudget] = {code: each for code in replayed_languages(recipe)}  # noqa: C420 - a wider type
     return Texts(
         trained=trained,
-        replayed=prepare_corpora(
-            recipe,
-            tokenizer,
-            replayed,
-            train_tokens=replayed,
-            or_all=True,
-            need_heldout=False,
-            budget_key="train.replay.share",
-        ),
+        replayed=_replayed_texts(recipe, tokenizer, replayed_languages(recipe), trained),
         measured={code: heldout_text(recipe, tokenizer, code, trained) for code in measured},
     )
+
+
+def text_of_stages(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, code: str) -> PackedCorpus | None:
+    """Packs all that `identify`, `train` and `neurons ablate` will read of one language, by the calls that they make.
+
+    Returns:
+        The corpus at the largest of their budgets; None where no stage reads this language.
+
+    Raises:
+        UserError: As of those stages.
+    """
+    packed: list[PackedCorpus] = []
+    measured = measured_languages(recipe)
+    if code in recipe.languages.identify:
+        packed += identified_corpora(recipe, tokenizer, [code]).values()
+        packed += corpora_to_measure(recipe, tokenizer, [code]).values()
+    if code in recipe.trained_languages:
+        packed.append(_trained_texts(recipe, tokenizer, need_heldout=bool(measured))[code])
+    if code in replayed_languages(recipe):
+        trained = _trained_texts(recipe, tokenizer, need_heldout=bool(measured))
+        packed += _replayed_texts(recipe, tokenizer, [code], trained).values()
+    if code in measured:
+        packed.append(heldout_text(recipe, tokenizer, code))
+    return max(packed, key=lambda corpus: corpus.train.num_tokens, default=None)
 
 
 def heldout_text(
@@ -97,14 +111,23 @@ def heldout_text(
         trained = _trained_texts(recipe, tokenizer, need_heldout=is_trained)
     if is_trained and trained is not None:
         return trained[code]
+    at_least = _replay_budget(recipe, trained) if is_replayed and trained is not None else 0
+    return corpora_to_measure(recipe, tokenizer, [code], at_least=at_least)[code]
+
+
+def corpora_to_measure(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, languages: Iterable[str], *, at_least: int = 0
+) -> dict[str, PackedCorpus]:
+    """Text of any languages, as much as the held-out part of each needs, but at least so many tokens.
+
+    Raises:
+        UserError: A language has no text, or none is held out.
+    """
     # So many tokens make the held-out part about half as large again as is measured.
     enough = math.ceil(1.5 * recipe.train.heldout.tokens_per_language / recipe.corpus.heldout_share)
-    if is_replayed and trained is not None:
-        enough = max(enough, _replay_budget(recipe, trained))
+    budgets: dict[str, TokenBudget] = dict.fromkeys(languages, max(enough, at_least))
     key = "train.heldout.tokens_per_language"
-    return prepare_corpora(
-        recipe, tokenizer, [code], train_tokens={code: enough}, or_all=True, budget_key=key
-    )[code]
+    return prepare_corpora(recipe, tokenizer, budgets, train_tokens=budgets, or_all=True, budget_key=key)
 
 
 def heldout_part(recipe: Recipe, corpus: PackedCorpus) -> HeldOut:
@@ -134,6 +157,24 @@ def _trained_texts(
     own = recipe.trained_languages
     asked: dict[str, TokenBudget] = {code: recipe.train.tokens for code in own}  # noqa: C420 - a wider type
     return prepare_corpora(recipe, tokenizer, own, train_tokens=asked, need_heldout=need_heldout)
+
+
+def _replayed_texts(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Iterable[str],
+    trained: dict[str, PackedCorpus],
+) -> dict[str, PackedCorpus]:
+    budgets: dict[str, TokenBudget] = dict.fromkeys(languages, _replay_budget(recipe, trained))
+    return prepare_corpora(
+        recipe,
+        tokenizer,
+        budgets,
+        train_tokens=budgets,
+        or_all=True,
+        need_heldout=False,
+        budget_key="train.replay.share",
+    )
 
 
 def _replay_budget(recipe: Recipe, trained: dict[str, PackedCorpus]) -> int:

@@ -77,7 +77,7 @@ def write_wikitext(root: Path) -> None:
 
 
 def write_flores(root: Path) -> None:
-    for code, word in (("mlt_Latn", "Kelma"), ("eng_Latn", "Word")):
+    for code, word in (("mlt_Latn", "Kelma"), ("eng_Latn", "Word"), ("isl_Latn", "Orð")):
         rows = [{"id": number, "text": f"{word} {number}."} for number in range(6)]
         write_dataset(
             root / "datasets" / "openlanguagedata" / "flores_plus",

@@ -42,6 +42,7 @@ def test_nothing_held_out_is_in_the_training_corpus(language: str):
     assert trained.isdisjoint(answer(document) for document in documents(translation, language))
 
 
+@pytest.mark.usefixtures("users_text")
 def test_no_shipped_recipe_draws_the_tasks_records():
     for path in sorted(asset("recipes").glob("*.yaml")):
         source = load_recipe(path).corpus.source

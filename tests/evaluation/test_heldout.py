@@ -180,7 +180,7 @@ def test_text_that_cannot_be_had_fails_its_own_task(
         (one,) = with_heldout(heldout_tasks("mlt"), recipe_of(tiny_recipe), tmp_path)
         with pytest.raises(UserError, match=str(error or "^cannot write .*heldout")), quiet_harness():
             build_task(one)
-        (missing,) = [fault for _, fault in _ask(_Needs({}, [one], recipe_of(tiny_recipe), tmp_path))]
+        (missing,) = [one.fault for one in _ask(_Needs({}, [one], recipe_of(tiny_recipe), tmp_path))]
         assert str(error or "cannot write") in str(missing)
     assert "left out" not in caplog.text
 

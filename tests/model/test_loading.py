@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
+import httpx2
 import pytest
 import torch
 from huggingface_hub.errors import (
@@ -69,6 +71,16 @@ def test_offline_without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "snapshot_download", Mock(side_effect=LocalEntryNotFoundError("not found")))
     with pytest.raises(UserError, match="the hub cannot be reached"):
         resolve_model("owner/name")
+
+
+@pytest.mark.parametrize(
+    "error", [httpx2.ReadTimeout("read timed out"), OSError(28, "No space left on device")]
+)
+def test_a_fetch_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(loading, "snapshot_download", Mock(side_effect=error))
+    with pytest.raises(UserError, match=f"could not be fetched into .*{re.escape(str(error))}.*; mend that") as caught:
+        resolve_model("owner/name")
+    assert "\n" not in str(caught.value)
 
 
 def test_hub_fetches_pickled_weights_only_where_there_are_no_others(

@@ -38,6 +38,7 @@ def test_every_method_has_default_rates_around_the_papers() -> None:
         assert min(rates) < papers[method] < max(rates)
 
 
+@pytest.mark.usefixtures("users_text")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_can_be_swept(path: Path) -> None:
     runs = sweep_runs(load_recipe(path))

@@ -195,7 +195,7 @@ def _with_part(command: CommandLine) -> CommandLine:
 
 def kept_work(recipe: Recipe) -> dict[Path, int]:
     """What an interrupted stage goes on from: checkpoints, packed texts' state, counts, tasks' results, with the time of each."""
-    packed = recipe.corpus.cache_dir or recipe.output_dir / "corpus"
+    packed = recipe.corpus_dir
     kept = [*(recipe.run_dir / "checkpoints").glob("step-*"), *packed.glob("*/*/state.json")]
     kept += (recipe.output_dir / "train" / "sweep").glob("*/*/*/checkpoints/step-*")
     kept += (recipe.output_dir / "eval").glob("*/*.json")
