@@ -19,7 +19,8 @@ output_dir: {folder}/out
 recipes: ["{recipe}"]
 languages: [mt]
 set:
-  identify: {{tokens_per_language: 2000, context_length: 32, top_rate: 0.5, filter_rate: 0.5, activation_bar_ratio: 0.5}}
+  identify: {{tokens_per_language: 2000, context_length: 32, batch_size: 32, top_rate: 0.5, filter_rate: 0.5,
+    activation_bar_ratio: 0.5}}
   train.replay.share: 0.0
   train.replay.languages: []
 sweep:
