@@ -313,6 +313,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "folder without recipe.yaml" in refusal(tmp_path)
 
 
+@pytest.mark.usefixtures("users_text")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_yaml_round_trip(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def follow(folder: Path) -> Iterator[Callable[[str], None]]:
+def follow(folder: Path) -> Callable[[str], None]:
     """Runs a page, and before it those that it builds on; each once."""
     followed: list[str] = []
 

@@ -54,7 +54,7 @@ class Walk:
         monkeypatch.setattr(running, "run_launchers", self._run_launchers)
         # Of the other methods the plan costs seconds each, and says the same of every model.
         for module in (plan_command, plan_report):
-            monkeypatch.setattr(module, "METHODS", ("subnetwork", "full"))
+            monkeypatch.setattr(module, "METHODS", ("subnetwork",))
         expired = subprocess.TimeoutExpired
         monkeypatch.setattr(batch, "subprocess", SimpleNamespace(Popen=self._step, TimeoutExpired=expired))
 

@@ -78,7 +78,9 @@ def test_offline_without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_fetch_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(loading, "snapshot_download", Mock(side_effect=error))
-    with pytest.raises(UserError, match=f"could not be fetched into .*{re.escape(str(error))}.*; mend that") as caught:
+    with pytest.raises(
+        UserError, match=f"could not be fetched into .*{re.escape(str(error))}.*; mend that"
+    ) as caught:
         resolve_model("owner/name")
     assert "\n" not in str(caught.value)
 
