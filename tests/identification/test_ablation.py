@@ -29,6 +29,7 @@ from lape_ds.model.loading import fingerprint, load_model, load_tokenizer
 from lape_ds.neurons.counts import Counts, CountSettings
 from lape_ds.neurons.neuron_set import NeuronSet
 from lape_ds.recipe import Recipe, load_recipe
+from lape_ds.training import texts
 from lape_ds.training.texts import heldout_part
 from tests.conftest import byte_tokenizer
 
@@ -307,13 +308,13 @@ def test_no_more_text_is_read_than_is_measured(
     """English is the target and trains on all it has: hours of packing that an ablation has no use for."""
     recipe = make_recipe(tmp_path, model_folder, "train.tokens=all")
     asked: dict[str, Any] = {}
-    original = ablation.prepare_corpora
+    original = texts.prepare_corpora
 
     def prepare(*arguments: Any, train_tokens: Any, **more: Any) -> Any:
         asked.update(train_tokens)
         return original(*arguments, train_tokens=train_tokens, **more)
 
-    monkeypatch.setattr(ablation, "prepare_corpora", prepare)
+    monkeypatch.setattr(texts, "prepare_corpora", prepare)
     ablate(recipe, languages=["ka", "en"], num_random=1)
     assert asked == {"kat_Geor": ENOUGH, "eng_Latn": ENOUGH}
 
