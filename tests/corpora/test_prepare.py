@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from lape_ds.corpora.prepare import prepare_corpora
 from lape_ds.errors import UserError
-from lape_ds.recipe import CLDRSource, CorpusSection, FilesSource
+from lape_ds.recipe import CLDRSource, CorpusSection, FilesSource, Recipe
+
+
+def recipe_of(section: CorpusSection, folder: Path) -> Recipe:
+    languages = {"target": "mt", "identify": ["mt", "is"]}
+    sections = {"languages": languages, "model": {"path": "none"}, "corpus": section.model_dump()}
+    return Recipe.model_validate({"name": "tiny", "output_dir": folder, **sections})
 
 
 def test_corpora_of_a_recipe(tmp_path, tiny_tokenizer):
@@ -19,7 +25,7 @@ def test_corpora_of_a_recipe(tmp_path, tiny_tokenizer):
         per_language={"mt": FilesSource(kind="files", path=str(tmp_path / "{iso639_3}.txt"))},
         heldout_share=0.1,
     )
-    recipe = cast(Any, SimpleNamespace(corpus=section, output_dir=tmp_path / "run"))
+    recipe = recipe_of(section, tmp_path / "run")
     budgets = {"mlt_Latn": 1000, "isl_Latn": "all"}
     corpora = prepare_corpora(recipe, tiny_tokenizer, list(budgets), train_tokens=cast(Any, budgets))
     assert list(corpora) == ["mlt_Latn", "isl_Latn"]
@@ -34,7 +40,7 @@ def test_corpus_without_heldout_text(tmp_path, tiny_tokenizer):
     section = CorpusSection(
         source=FilesSource(kind="files", path=str(tmp_path / "{iso639_3}.txt")), heldout_share=1e-9
     )
-    recipe = cast(Any, SimpleNamespace(corpus=section, output_dir=tmp_path / "run"))
+    recipe = recipe_of(section, tmp_path / "run")
     settings: dict[str, Any] = {
         "train_tokens": {"mlt_Latn": 1000},
         "budget_key": "train.replay.share",
