@@ -51,18 +51,18 @@ def run_matrix(matrix: Matrix, *, retry: bool = False, number: int | None = None
         SystemExit: With `STOPPED` after a signal; the same command goes on.
     """
     matrix.write_recipes()
-    if retry:
-        forget_failures(matrix)
     if number is not None:
-        _run_one(matrix, number)
+        _run_one(matrix, number, retry=retry)
         return
     for model in matrix.models:
+        if retry:
+            forget_failures(model, model.languages)
         if any(_to_do(matrix, model, language) for language in model.languages) and _prepare(model):
             for language in model.languages:
                 _run_language(matrix, model, language)
 
 
-def _run_one(matrix: Matrix, number: int) -> None:
+def _run_one(matrix: Matrix, number: int, *, retry: bool) -> None:
     if number >= len(matrix.languages):
         raise UserError(
             f"there is no {number} among {len(matrix.languages)} languages of models, counted from 0: an array of this matrix is "
@@ -70,6 +70,8 @@ def _run_one(matrix: Matrix, number: int) -> None:
         )
     language = matrix.languages[number]
     model = next(model for model in matrix.models if language in model.languages)
+    if retry:  # other tasks of the array keep what they have written down
+        forget_failures(model, [language])
     neurons = model.recipe.identify_dir / "neurons.safetensors"
     if _to_do(matrix, model, language) and not neurons.exists():
         raise UserError(
@@ -108,12 +110,16 @@ def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) 
     _tell(f"== {model.name}, {language.code}: {', '.join(variants)}")
     _train(language, variants)
     trained = [variant for variant in variants if _is_trained(language, variant)]
-    for variant in trained:
+    assert language.recipe.sweep is not None
+    for variant in trained if language.recipe.sweep.keep_checkpoints == "tuned" else ():
         drop_untuned(language.runs_of(variant))
     if trained:
         from lape_ds.analysis.report import write_frontier
 
-        write_frontier(load_recipe(language.recipe_file))
+        try:
+            write_frontier(load_recipe(language.recipe_file))
+        except UserError as error:  # a picture does not keep the others from their end
+            tell_error(f"{model.name}, {language.code}: {error}")
     if matrix.section.eval is not None:
         _measure(language, trained, keep_models=matrix.section.keep_models)
 
@@ -208,7 +214,7 @@ def _export_all(language: MatrixLanguage, runs: Sequence[TunedRun]) -> bool:
         run_dir = places[run.variant, run.learning_rate, run.seed]
         try:
             export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)
-        except UserError as error:
+        except (UserError, OSError) as error:  # e.g. the disk is full: the others go on
             fail_cell(language, run.variant, stage="export", reason=str(error))
             tell_error(f"{language.model}, {language.code}, {run.variant}: {error}")
             return False

@@ -6,7 +6,7 @@ First of the room: running, status and table ask here. Needs no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,15 +199,9 @@ def _failure_file(language: MatrixLanguage, variant: str) -> Path:
     return language.folder / "failed" / f"{variant}.json"
 
 
-def forget_failures(matrix: Matrix) -> None:
-    """So that what failed is tried again."""
-    for path in _failure_files(matrix):
-        path.unlink(missing_ok=True)
-
-
-def _failure_files(matrix: Matrix) -> Iterator[Path]:
-    for model in matrix.models:
-        yield model_failure_file(model)
-        for language in model.languages:
-            for variant in language.variants:
-                yield _failure_file(language, variant)
+def forget_failures(model: MatrixModel, languages: Sequence[MatrixLanguage]) -> None:
+    """So that what failed is tried again: of a model as a whole, and of some of its languages."""
+    model_failure_file(model).unlink(missing_ok=True)
+    for language in languages:
+        for variant in language.variants:
+            _failure_file(language, variant).unlink(missing_ok=True)

@@ -30,8 +30,8 @@ from lape_ds.writing import whole_file, write_json, write_text
 SCHEMA_VERSION = 1
 NOTHING = "–"
 CAPTION = (
-    "± half of the 95 % interval where there is one; (…) half the range over seeds; \\* less than 5 % by chance, Holm over the "
-    f"whole table; **bold** the best mean; {NOTHING} not measured, or outside what was measured."
+    "± half of the 95 % interval where there is one; (…) half the range over seeds; \\* less than 5 % by chance, Holm over "
+    f"that table alone; **bold** the best mean; {NOTHING} not measured, or outside what was measured."
 )
 
 
@@ -109,7 +109,8 @@ def _notes(cells: Sequence[Cell], models: Sequence[ModelTable]) -> list[str]:
     notes.append(
         "The tuned rate of a method in a language is that of its rates with the lowest held-out bits per byte of the target "
         "after the last step, in the mean over seeds; the gain during training is of that same text, so it is a little too "
-        "large for every method alike. A suite measures other text."
+        "large for every method alike, and so is a suite's `heldout_bits_per_byte`, which is of these documents too; other tasks "
+        "are of other text."
     )
     if any(model.swept.model.recipe.model.create is not None for model in models):
         notes.append(

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from lape_ds.errors import UserError
 from lape_ds.recipe.base import NAME, Section
@@ -49,6 +49,12 @@ def _distinct(recipes: list[str]) -> list[str]:
     return recipes
 
 
+def _keeping_tuned(sweep: SweepSection) -> SweepSection:
+    """Unless the file says otherwise, the checkpoints of each variant's tuned rate stay."""
+    silent = "keep_checkpoints" not in sweep.model_fields_set
+    return sweep.model_copy(update={"keep_checkpoints": "tuned"}) if silent else sweep
+
+
 class MatrixSection(Section):
     """The whole of a matrix file. Example: recipes/paper/quickstart.yaml."""
 
@@ -58,9 +64,19 @@ class MatrixSection(Section):
     languages: LanguageCodes = Field(min_length=1)  # each is the target once
     # Of every recipe: dotted key -> value, e.g. {train.tokens: 100_000_000}.
     set: Annotated[dict[str, Any], AfterValidator(_keys_are_free)] = {}
-    sweep: SweepSection = SweepSection(keep_checkpoints="tuned")  # the methods, as in a recipe
+    sweep: Annotated[SweepSection, AfterValidator(_keeping_tuned)] = SweepSection(
+        keep_checkpoints="tuned"
+    )  # the methods, as in a recipe
     eval: EvalSection | None = None  # None: only held-out text is measured, during training
     keep_models: bool = False  # the tuned runs' exported models, which can be made again from the checkpoints
+
+    @model_validator(mode="after")
+    def _tuned_runs_can_be_exported(self) -> MatrixSection:
+        if self.eval is not None and self.sweep.keep_checkpoints is False:
+            raise ValueError(
+                "sweep.keep_checkpoints: false leaves nothing for eval to measure; set tuned or true, or remove eval"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,12 @@ def matrix_sentences(found: Place) -> Iterator[Line]:
     )  # fmt: skip
     for model in found["models"]:
         for grid in model["grids"]:
-            if grid["at"].content == "tuned":
+            if grid["at"].content == "equal forgetting":  # at tuned rates what learns least forgets least
                 yield from _outcome(model, grid)
 
 
 def _outcome(model: Place, grid: Place) -> Iterator[Line]:
-    """What the subnetwork reached in a grid's mean over languages, and which method is the best there."""
+    """What the subnetwork reached in a grid's mean over languages, and which method has the highest there."""
     means = {row["variant"].content: mean for row in grid["rows"] if (mean := row.get("mean")) is not None}
     own = means.get(_OWN)
     if own is None:
@@ -64,7 +64,9 @@ def _outcome(model: Place, grid: Place) -> Iterator[Line]:
     sign = 1 if grid["better"].content == "higher" else -1
     best = max(means, key=lambda variant: sign * means[variant]["value"].content)
     rest = (
-        ", the best" if best == _OWN else line("; the best: ", Code(best), " ", _with_interval(means[best]))
+        ", the highest"
+        if best == _OWN
+        else line("; the highest: ", Code(best), " ", _with_interval(means[best]))
     )
     yield line(
         Quoted(model["model"]), ", ", Quoted(grid["title"]), " (", Quoted(grid["measured"]), ", ", Quoted(grid["unit"]),

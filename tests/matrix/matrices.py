@@ -25,7 +25,6 @@ recipes: ["{folder}/hand.yaml"]
 languages: [mt, cy, ka]
 sweep:
   seeds: [0]
-  keep_checkpoints: tuned
   variants:
     - {{method: subnetwork, learning_rates: [1e-4, 1e-3]}}
     - {{method: random, learning_rates: [1e-4, 1e-3], seeds: [0, 1]}}

@@ -51,7 +51,7 @@ def test_methods_have_seeds_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("sett: {}", r"sett: unknown key; did you mean set\? .*matrix.yaml:13\)"),
+        ("sett: {}", r"sett: unknown key; did you mean set\? .*matrix.yaml:12\)"),
         ("set: {train.max_step: 1}", r"train\.max_step: unknown key; did you mean train\.max_steps"),
         ("set: {sweep.seeds: [1]}", "sweep.seeds cannot be set here: sweep is given by the matrix"),
         ("set: {languages.target: mt}", "languages.target is given by the matrix"),
@@ -102,3 +102,14 @@ def test_shipped_matrices_are_whole(path: Path) -> None:
     assert sweep.keep_checkpoints == "tuned"
     folders = {language.folder for language in matrix.languages}
     assert len(folders) == len(matrix.models) * len(matrix.section.languages)
+
+
+def test_tuned_runs_keep_what_is_measured_of_them(tmp_path: Path) -> None:
+    """Without checkpoints nothing is exported, and finished runs are not trained again."""
+    path = matrix_file(tmp_path, more="eval: {limit: 3}\n")
+    assert "keep_checkpoints" not in path.read_text(encoding="utf-8")
+    assert load_matrix(path).languages[0].runs[0].recipe.sweep is None
+    assert load_matrix(path).section.sweep.keep_checkpoints == "tuned"
+    assert load_matrix(path, ["sweep.keep_checkpoints=true"]).section.sweep.keep_checkpoints is True
+    with pytest.raises(UserError, match="leaves nothing for eval to measure"):
+        load_matrix(path, ["sweep.keep_checkpoints=false"])
