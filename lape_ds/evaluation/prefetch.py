@@ -79,17 +79,20 @@ def prefetch(
         advice = f"{variable} is set, so that nothing was fetched; unset it where there is a network"
     elif constants.is_offline_mode():
         advice = "the hub does not answer, so that nothing was fetched; give the command again where there is a network"
-    elif not missing:
-        missing = [one.name for one in _ask_without_network(needs) if _told(one)]
-        advice = "they came, but are not found without a network: use local files, or run this where there is a network"
+    else:  # the rest is looked for again, whatever is missing
+        lost = [one.name for one in _ask_without_network(needs) if one.name not in missing and _told(one)]
+        if lost:
+            advice = "what came is not found without a network: use local files, or run this where there is a network"
+        missing += lost
+    if not missing or not constants.is_offline_mode():
+        _tell_settings(needs, whole=not missing)
     if missing:
         raise UserError(
             f"{len(missing)} {'things are' if len(missing) > 1 else 'thing is'} missing: {advice}"
         )
-    _tell_settings(needs)
 
 
-def _tell_settings(needs: _Needs) -> None:
+def _tell_settings(needs: _Needs, *, whole: bool) -> None:
     """What nodes without a network must see, how large it is, and what to set there."""
     from huggingface_hub import constants
 
@@ -99,7 +102,8 @@ def _tell_settings(needs: _Needs) -> None:
     if _spbleu_folder().is_dir():
         variables["SACREBLEU"] = str(_spbleu_folder().parent)
     caches = _size(sum(map(_bytes_of, _cache_folders())))
-    print(f"all is there, also without a network: {caches} in {constants.HF_HOME}", end="")
+    what = "all is there" if whole else "what is not told as missing is there"
+    print(f"{what}, also without a network: {caches} in {constants.HF_HOME}", end="")
     if needs.recipe is not None and (text := sum(map(_bytes_of, _text_folders(needs)))):
         print(f", {_size(text)} of packed text in {needs.recipe.corpus_dir}", end="")
     inner = ", ".join(f"{name}: {value}" for name, value in variables.items())

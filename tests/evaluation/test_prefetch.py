@@ -143,6 +143,9 @@ def test_a_failure_is_told_in_one_line_and_the_rest_goes_on(runs: dict[str, Done
         rf"data of flores_from_english_mlt_Latn: MISSING, .*gated.*https://huggingface.co/datasets/{FLORES} and log in.*",
         rf"data of heldout_bits_per_byte_mlt_Latn: MISSING, .*{MODEL}.*gated.*",
         r"data of wikitext_mlt_Latn: MISSING, .*no hub data set EleutherAI/wikitext_document_level.*",
+        r"what is not told as missing is there, also without a network: [\d.]+ kB in .*/home.*",
+        r"on nodes without one: export HF_HUB_OFFLINE=1 HF_HOME=.*/home.*",
+        r"or in the recipe, .*: env: \{ HF_HUB_OFFLINE: 1, HF_HOME: .*/home.* \}",
     ]
     matched(said, done.out.splitlines())
     assert done.err == "error: 6 things are missing: mend what is told above and give the command again\n"
