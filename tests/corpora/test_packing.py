@@ -437,6 +437,7 @@ def test_two_processes_at_once(tmp_path):
     assert packed_files(tmp_path / "both") == packed_files(tmp_path / "alone")
 
 
+@pytest.mark.long
 def test_memory_is_flat(tmp_path):
     """Seven times the text, less than 18 MB more at the peak; its ids kept in lists would be 24 MB more."""
     peaks = []

@@ -435,6 +435,7 @@ with quiet_harness():
 """
 
 
+@pytest.mark.long
 def test_settings_are_the_same_in_another_process() -> None:
     """Also where the harness has a function of which some arguments are given, which it tells by its address."""
     titles = ["xcopa", "include"]
