@@ -14,6 +14,8 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 Tone = Literal["", "better", "worse"]
+# Of a comparison's verdicts; the others have none.
+TONES: dict[str, Tone] = {"better": "better", "worse": "worse"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lape_ds.languages import find_language
-from lape_ds.report.blocks import Block, Cell, Missing, Prose, Row, Section, Table, Tone, command
+from lape_ds.report.blocks import TONES, Block, Cell, Missing, Prose, Row, Section, Table, command
 from lape_ds.report.gains import tone
 from lape_ds.report.numbers import (
     Code,
@@ -33,7 +33,6 @@ from lape_ds.report.sources import Place, Reader
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _OPEN_ROWS = 24  # a longer table of tasks is folded
-_TONES: Mapping[str, Tone] = {"better": "better", "worse": "worse"}
 
 
 def comparison_file(output_dir: Path) -> Path:
@@ -147,7 +146,7 @@ def _comparison_row(row: Place, labels: Mapping[Run, str]) -> Row:
         cells += [
             Cell(line(*parts), tone(difference, higher_is_better=row["direction"].content == "higher")),
             DASH if p is None else probability(p),
-            Cell(Quoted(found["verdict"]), _TONES.get(verdict, ""), is_word=True),
+            Cell(Quoted(found["verdict"]), TONES.get(verdict, ""), is_word=True),
         ]
     return Row(Quoted(row["title"]), cells)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from lape_ds.analysis.activation_change import GROUP_NAMES
 from lape_ds.languages import find_language
 from lape_ds.report.blocks import Row, Table
 from lape_ds.report.numbers import (
@@ -36,12 +37,6 @@ _ALIGNMENT = {
     "cosine_above_unpaired": "cosine above unpaired",
 }
 _MEANS = {"english": "with English", "others": "with the others, mean"}
-_GROUPS = {
-    "trained": "trained neurons",
-    "identified": "the language's neurons",
-    "random": "as many random others",
-    "all": "all neurons",
-}
 
 
 def alignment_tables(found: Mapping[Run, Place]) -> list[Table]:
@@ -132,7 +127,7 @@ def activations_tables(found: Mapping[Run, Place]) -> list[Table]:
         headings: list[Any] = ["text of"]
         for group in groups:
             number = count(Number.at(place["num_neurons"][group]))
-            headings += [line(_GROUPS[group], " (", number, ")"), "change", "rise"]
+            headings += [line(GROUP_NAMES[group], " (", number, ")"), "change", "rise"]
         caption = line(
             Code(run.label),
             ": mean probability that a gate is active, before → after; share of neurons that rise",
@@ -167,7 +162,7 @@ def activations_data(found: Mapping[Run, Place]) -> list[Table]:
                 )
                 for index, (low, high) in enumerate(pairwise(place["edges"]))
             ]
-            headings = [_GROUPS[group] for group in groups]
+            headings = [GROUP_NAMES[group] for group in groups]
             tables.append(
                 Table(line(Code(run.label), f": neurons by change on {name}"), ["change", *headings], bins)
             )

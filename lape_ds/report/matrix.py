@@ -9,7 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lape_ds.report.blocks import Block, Cell, Missing, Picture, Prose, Row, Section, Table, Tone, command
+from lape_ds.report.blocks import (
+    TONES,
+    Block,
+    Cell,
+    Missing,
+    Picture,
+    Prose,
+    Row,
+    Section,
+    Table,
+    command,
+)
 from lape_ds.report.numbers import (
     Code,
     Line,
@@ -32,7 +43,6 @@ from lape_ds.report.setup import DASH
 from lape_ds.report.sources import Place, Reader
 
 _OWN = "subnetwork"  # the method that the others are measured against
-_TONES: dict[str, Tone] = {"better": "better", "worse": "worse"}
 
 
 def read_matrix(folder: Path, reader: Reader) -> Place | None:
@@ -168,7 +178,7 @@ def _cell(cell: Place | None, higher_is_better: bool, *, is_mean: bool = False) 
     elif spread is not None:
         parts += [" (±", fixed(spread), ")"]
     verdict = cell.get("verdict")
-    tone = "" if verdict is None else _TONES.get(verdict.content, "")
+    tone = "" if verdict is None else TONES.get(verdict.content, "")
     if tone:
         parts.append(" ▲" if (tone == "better") else " ▼")
     return Cell(line(*parts), tone)
