@@ -8,6 +8,7 @@ so that a misspelt suite is refused at once; only a line that leaves metric or d
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -127,6 +128,23 @@ def load_suite(name_or_path: str | Path) -> Suite:
             are printed before it. The harness is asked where nothing else is wrong.
     """
     return _load(_suite_path(name_or_path), including=[])
+
+
+def suite_sha256(name_or_path: str | Path) -> str:
+    """Hash of a suite's file and of those that it includes, without a look at what they say.
+
+    Raises:
+        UserError: One is not there, or is no YAML.
+    """
+    content, path = hashlib.sha256(), _suite_path(name_or_path)
+    read: list[Path] = []
+    while path not in read:
+        read.append(path)
+        content.update(path.read_bytes())
+        included, faults = _included(read_yaml(path), path)
+        refuse(faults)
+        path = included or path
+    return content.hexdigest()
 
 
 def plan(suite: Suite, languages: Sequence[str]) -> list[PlannedTask]:

@@ -11,11 +11,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError, tell_error
+from lape_ds.matrix.measuring import failed_models, forget_errors, measurement_of, results_folder
 from lape_ds.matrix.states import (
     TunedRun,
     fail_cell,
@@ -83,8 +85,8 @@ def _run_one(matrix: Matrix, number: int, *, retry: bool) -> None:
 
 def _to_do(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> list[str]:
     """The variants that are neither finished nor failed."""
-    is_measured = matrix.section.eval is not None
-    cells = [read_cell(model, language, variant, is_measured=is_measured) for variant in language.variants]
+    how = measurement_of(matrix, model)
+    cells = [read_cell(model, language, variant, measurement=how) for variant in language.variants]
     return [cell.variant for cell in cells if cell.state in ("running", "waiting")]
 
 
@@ -104,24 +106,33 @@ def _prepare(model: MatrixModel) -> bool:
 
 
 def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> None:
-    variants = _to_do(matrix, model, language)
-    if not variants:
+    if not _to_do(matrix, model, language):
         return
-    _tell(f"== {model.name}, {language.code}: {', '.join(variants)}")
-    _train(language, variants)
-    trained = [variant for variant in variants if _is_trained(language, variant)]
+    with take_lock(language.folder, instead="run another language with --number"):
+        variants = _to_do(matrix, model, language)  # whoever had the lock may have finished it
+        if not variants:
+            return
+        _tell(f"== {model.name}, {language.code}: {', '.join(variants)}")
+        _train(language, variants)
+        trained = [variant for variant in variants if _is_trained(language, variant)]
+        _keep_tuned(language, trained)
+        how = measurement_of(matrix, model)
+        if how is not None:
+            _measure(language, trained, how, keep_models=matrix.section.keep_models)
+
+
+def _keep_tuned(language: MatrixLanguage, variants: Sequence[str]) -> None:
+    """Of trained variants, drops the checkpoints that nothing will be exported from, and draws the frontier."""
     assert language.recipe.sweep is not None
-    for variant in trained if language.recipe.sweep.keep_checkpoints == "tuned" else ():
+    for variant in variants if language.recipe.sweep.keep_checkpoints == "tuned" else ():
         drop_untuned(language.runs_of(variant))
-    if trained:
+    if variants:
         from lape_ds.analysis.report import write_frontier
 
         try:
             write_frontier(load_recipe(language.recipe_file))
         except UserError as error:  # a picture does not keep the others from their end
-            tell_error(f"{model.name}, {language.code}: {error}")
-    if matrix.section.eval is not None:
-        _measure(language, trained, keep_models=matrix.section.keep_models)
+            tell_error(f"{language.model}, {language.code}: {error}")
 
 
 def _is_trained(language: MatrixLanguage, variant: str) -> bool:
@@ -168,36 +179,45 @@ def _only(language: MatrixLanguage, variants: Sequence[str]) -> list[str]:
     return [f"sweep.variants={json.dumps(chosen)}"]
 
 
-def _measure(language: MatrixLanguage, variants: Sequence[str], *, keep_models: bool) -> None:
-    """Exports each variant's tuned runs and measures them beside the base."""
+def _measure(language: MatrixLanguage, variants: Sequence[str], how: str, *, keep_models: bool) -> None:
+    """Exports each variant's tuned runs and measures them beside the base; a model that fails does not fail the others."""
     known = read_tuned(language)
     runs = {variant: tuned_runs(variant, language.runs_of(variant)) for variant in variants}
     exported = [
         run
         for own in runs.values()
-        if not all(known.get(run, False) for run in own) and _export_all(language, own)
+        if not all(known.get(run) == how for run in own) and _export_all(language, own)
         for run in own
     ]
     if not exported:
         return
+    labels = [run.label for run in exported]
     for run in exported:
         if run not in known:  # what lies there is of another rate
-            shutil.rmtree(language.folder / "eval" / run.label, ignore_errors=True)
-    write_tuned(language, exported, measured=False)
-    folders = [tuned_folder(language) / run.label for run in exported]
-    _tell(f"measuring {', '.join(run.label for run in exported)}")
+            shutil.rmtree(results_folder(language) / run.label, ignore_errors=True)
+    write_tuned(language, dict.fromkeys(exported))
+    forget_errors(language, labels)
+    _tell(f"measuring {', '.join(labels)}")
+    failed = _evaluate(language, labels)
+    for run in exported:
+        if run.label in failed:
+            fail_cell(language, run.variant, stage="eval", reason=failed[run.label])
+    write_tuned(language, {run: None if run.label in failed else how for run in exported})
+    if not keep_models:
+        shutil.rmtree(tuned_folder(language))
+
+
+def _evaluate(language: MatrixLanguage, labels: Sequence[str]) -> Mapping[str, str]:
+    """Runs the suites over exported models; label -> reason, of those that failed."""
+    folders = [str(tuned_folder(language) / label) for label in labels]
     try:
-        log = language.folder / "logs" / "eval.log"
-        run_stage(["eval", str(language.recipe_file), *map(str, folders)], log=log)
+        run_stage(
+            ["eval", str(language.recipe_file), *folders], log=language.folder / "logs" / "eval.log"
+        )
     except StageFailed as error:
         tell_error(f"{language.model}, {language.code}, eval: {error}")
-        for variant in dict.fromkeys(run.variant for run in exported):
-            fail_cell(language, variant, stage="eval", reason=str(error))
-        return
-    write_tuned(language, exported, measured=True)
-    if not keep_models:
-        for folder in folders:
-            shutil.rmtree(folder)
+        return failed_models(language, labels, reason=str(error))
+    return {}
 
 
 def tuned_folder(language: MatrixLanguage) -> Path:
@@ -213,6 +233,11 @@ def _export_all(language: MatrixLanguage, runs: Sequence[TunedRun]) -> bool:
     for run in runs:
         run_dir = places[run.variant, run.learning_rate, run.seed]
         try:
+            if not (run_dir / "checkpoints").exists():
+                raise UserError(
+                    f"{run_dir} has no checkpoints any more: another rate was the tuned one when it ended; delete that folder, and "
+                    "`lape-ds matrix run … --retry` trains it again"
+                )
             export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)
         except (UserError, OSError) as error:  # e.g. the disk is full: the others go on
             fail_cell(language, run.variant, stage="export", reason=str(error))

@@ -6,17 +6,20 @@ First of the room: running, status and table ask here. Needs no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from lape_ds.matrix.measuring import measurement_of
 from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, SweepRun
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import read_finished
 from lape_ds.training.tuned import tuned_rate
 from lape_ds.writing import write_json
+
+_SCHEMA_VERSION = 2  # of tuned.json
 
 State = Literal["finished", "failed", "running", "waiting"]
 
@@ -84,27 +87,29 @@ class TunedRun:
 def read_cells(matrix: Matrix) -> list[Cell]:
     """Every cell, in the order in which they are run."""
     return [
-        read_cell(model, language, variant, is_measured=matrix.section.eval is not None)
+        read_cell(model, language, variant, measurement=how)
         for model in matrix.models
+        for how in [measurement_of(matrix, model)]
         for language in model.languages
         for variant in language.variants
     ]
 
 
-def read_cell(model: MatrixModel, language: MatrixLanguage, variant: str, *, is_measured: bool) -> Cell:
+def read_cell(model: MatrixModel, language: MatrixLanguage, variant: str, *, measurement: str | None) -> Cell:
     """One cell.
 
     Args:
         model: Its model.
         language: Its language.
         variant: Its method.
-        is_measured: Whether a suite is to be measured of its tuned runs.
+        measurement: How its tuned runs are to be measured, by measuring.py; None where they are not.
     """
     runs = language.runs_of(variant)
     num_finished = sum(read_finished(run.run_dir) is not None for run in runs)
     seconds = sum(seconds_of(run) for run in runs)
     failure = read_failure(model, language, variant)
-    done = num_finished == len(runs) and (not is_measured or _is_measured(language, variant, runs))
+    trained = num_finished == len(runs)
+    done = trained and (measurement is None or _is_measured(language, variant, runs, measurement))
     state: State = "waiting"
     if done:
         state = "finished"
@@ -131,10 +136,10 @@ def seconds_of(run: SweepRun) -> float:
     return sum(line.get("seconds", 0.0) + line.get("heldout_seconds", 0.0) for line in lines)
 
 
-def _is_measured(language: MatrixLanguage, variant: str, runs: Sequence[SweepRun]) -> bool:
+def _is_measured(language: MatrixLanguage, variant: str, runs: Sequence[SweepRun], measurement: str) -> bool:
     """Whether its tuned runs are; a variant of which every rate diverged has none."""
     measured = read_tuned(language)
-    return all(measured.get(run, False) for run in tuned_runs(variant, runs))
+    return all(measured.get(run) == measurement for run in tuned_runs(variant, runs))
 
 
 def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
@@ -145,24 +150,25 @@ def tuned_runs(variant: str, runs: Sequence[SweepRun]) -> list[TunedRun]:
     ]
 
 
-def read_tuned(language: MatrixLanguage) -> dict[TunedRun, bool]:
-    """The tuned runs that were exported to be measured, and whether their results are whole: a task may have failed."""
+def read_tuned(language: MatrixLanguage) -> dict[TunedRun, str | None]:
+    """The tuned runs that were exported to be measured, and how they were; None: not to the end, a task may have failed."""
     path = _tuned_file(language)
     if not path.exists():
         return {}
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    return {TunedRun(run["variant"], run["seed"], run["learning_rate"]): run["measured"] for run in runs}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["schema_version"] != _SCHEMA_VERSION:  # it did not say how: they are measured again
+        return {}
+    return {TunedRun(**run["run"]): run["measurement"] for run in content["runs"]}
 
 
-def write_tuned(language: MatrixLanguage, runs: Sequence[TunedRun], *, measured: bool) -> None:
-    """Keeps which runs are measured; of a variant that was tuned otherwise before, those now."""
+def write_tuned(language: MatrixLanguage, runs: Mapping[TunedRun, str | None]) -> None:
+    """Keeps how runs are measured; of a variant that was tuned otherwise before, those now."""
     variants = {run.variant for run in runs}
-    kept = {run: whole for run, whole in read_tuned(language).items() if run.variant not in variants}
-    told = kept | dict.fromkeys(runs, measured)
+    kept = {run: how for run, how in read_tuned(language).items() if run.variant not in variants}
     content = {
-        "schema_version": 1,
+        "schema_version": _SCHEMA_VERSION,
         "kind": "tuned runs",
-        "runs": [asdict(run) | {"measured": whole} for run, whole in told.items()],
+        "runs": [{"run": asdict(run), "measurement": how} for run, how in (kept | dict(runs)).items()],
     }
     write_json(_tuned_file(language), content)
 

@@ -22,10 +22,10 @@ from lape_ds.evaluation.comparing.records import unit_of
 from lape_ds.evaluation.comparing.statistics import Array
 from lape_ds.evaluation.results import TaskResult
 from lape_ds.matrix.grids import Better, Grid, Row, Value, judged
+from lape_ds.matrix.measuring import BASE, results_folder
 from lape_ds.matrix.states import read_tuned
 from lape_ds.recipe import MatrixLanguage, MatrixModel
 
-BASE = "base"
 INTERVAL = "95 % interval over documents (paired studentised bootstrap)"
 _SEEDS = "several seeds of a score that is no mean of its documents"
 
@@ -67,25 +67,33 @@ def suite_grids(model: MatrixModel) -> list[Grid]:
 
 
 def _read(language: MatrixLanguage) -> dict[str, _Measured]:
-    """Task -> what was measured of the base and of every tuned run that has results."""
-    folder = language.folder / "eval"
+    """Task -> what was measured of the base and of the tuned runs that have results of it."""
+    folder = results_folder(language)
     runs = [run for run in read_tuned(language) if (folder / run.label / "samples").is_dir()]
     if not runs:
         return {}
     folders = {label: folder / label for label in (BASE, *(run.label for run in runs))}
-    results = _common({label: read_results(path) for label, path in folders.items()})
-    check_results(results)
-    paired = paired_tasks(folders, results)
-    by_variant: dict[str, list[int]] = {}
-    for number, run in enumerate(runs):
-        by_variant.setdefault(run.variant, []).append(number)
-    return {task: _measured(task, paired[task], results, by_variant) for task in results[BASE]}
+    results = {label: read_results(path) for label, path in folders.items()}
+    measured: dict[str, _Measured] = {}
+    for labels, tasks in _by_models(results).items():
+        own = {label: {task: results[label][task] for task in tasks} for label in (BASE, *labels)}
+        check_results(own)
+        paired = paired_tasks({label: folders[label] for label in own}, own)
+        by_variant: dict[str, list[int]] = {}
+        for number, run in enumerate(run for run in runs if run.label in labels):
+            by_variant.setdefault(run.variant, []).append(number)
+        measured |= {task: _measured(task, paired[task], own, by_variant) for task in tasks}
+    return {task: measured[task] for task in results[BASE] if task in measured}
 
 
-def _common(results: Mapping[str, Mapping[str, TaskResult]]) -> dict[str, dict[str, TaskResult]]:
-    """The tasks that every model has."""
-    common = [task for task in results[BASE] if all(task in model for model in results.values())]
-    return {label: {task: model[task] for task in common} for label, model in results.items()}
+def _by_models(results: Mapping[str, Mapping[str, TaskResult]]) -> dict[tuple[str, ...], list[str]]:
+    """Which tasks some of the models have beside the base: one that failed for a model is compared among the others."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for task in results[BASE]:
+        labels = tuple(label for label, own in results.items() if label != BASE and task in own)
+        if labels:
+            found.setdefault(labels, []).append(task)
+    return found
 
 
 def _measured(

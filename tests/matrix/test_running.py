@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from lape_ds.analysis import report
+from lape_ds.distributed.run_lock import take_lock
 from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError
 from lape_ds.matrix import running
@@ -28,11 +30,13 @@ class Stages:
     Attributes:
         calls: In order, e.g. `identify`, `sweep mlt_Latn subnetwork,random`, `eval mlt_Latn full-seed-0`.
         failing: Variants whose training fails, and stages that do.
+        broken: Models of which a task fails.
         stopping: The sweep is stopped.
     """
 
     calls: list[str] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
     stopping: bool = False
     frontiers: list[str] = field(default_factory=list)  # drawn, which takes a second each
 
@@ -50,6 +54,12 @@ class Stages:
             neurons.parent.mkdir(exist_ok=True)
             neurons.touch()
         assert all((Path(model) / "config.json").is_file() for model in models)
+        for label in self.broken if models else ():
+            errors = where / "eval" / label / "errors"
+            errors.mkdir(parents=True, exist_ok=True)
+            (errors / "hard_task.txt").touch()
+        if models and self.broken:
+            raise StageFailed("1 of 2 tasks failed")
 
     def launch_sweep(self, recipe: Recipe, path: str, overrides: Sequence[str]) -> None:
         runs = sweep_runs(recipe)
@@ -116,7 +126,7 @@ def test_from_end_to_end_and_never_again(tmp_path: Path, stages: Stages) -> None
         "random lr 0.001 seed 1",
         "full lr 0.0001 seed 0",
     }
-    assert not list((language.folder / "tuned").iterdir())
+    assert not (language.folder / "tuned").exists()
 
 
 def test_a_method_that_fails_does_not_stop_the_others(tmp_path: Path, stages: Stages) -> None:
@@ -162,6 +172,49 @@ def test_a_model_or_a_suite_that_fails_is_written_down(tmp_path: Path, stages: S
     sweeps = [call for call in stages.calls[before:] if call.startswith("sweep")]
     assert len(sweeps) == 3  # which find every run finished
     assert set(states(matrix)) == {"finished"}
+
+
+def test_a_model_that_a_task_cannot_measure_does_not_fail_the_others(tmp_path: Path, stages: Stages) -> None:
+    matrix = matrix_of(tmp_path)
+    stages.broken = {"full-seed-0"}
+    run_matrix(matrix)
+    assert states(matrix) == ["finished", "finished", "failed"] * 3
+    reason = next(cell.failure.reason for cell in read_cells(matrix) if cell.failure is not None)
+    assert reason == f"hard_task failed (why: {matrix.languages[0].folder}/eval/full-seed-0/errors)"
+    assert not (matrix.languages[0].folder / "tuned").exists()
+    stages.broken, num_calls = set(), len(stages.calls)
+    run_matrix(matrix, retry=True)
+    assert stages.calls[num_calls + 2] == "eval mlt_Latn full-seed-0"
+    assert set(states(matrix)) == {"finished"}
+    # Of the base, it is everybody's.
+    for language in matrix.languages:
+        (language.folder / "tuned.json").unlink()
+    stages.broken = {"full-seed-0", "base"}
+    run_matrix(matrix)
+    assert set(states(matrix)) == {"failed"}
+
+
+def test_seeds_that_are_added_may_need_checkpoints_that_are_gone(tmp_path: Path, stages: Stages) -> None:
+    matrix = matrix_of(tmp_path)
+    run_matrix(matrix)
+    language = matrix.languages[0]
+    gentle = next(run for run in language.runs_of("full") if run.learning_rate == 1e-5)
+    write_run(gentle, gain=9.0, forgetting=0.0)  # what a mean over more seeds can do
+    shutil.rmtree(gentle.run_dir / "checkpoints")
+    run_matrix(matrix)
+    assert states(matrix)[:3] == ["finished", "finished", "failed"]
+    reason = next(cell.failure.reason for cell in read_cells(matrix) if cell.failure is not None)
+    assert reason.startswith(f"{gentle.run_dir} has no checkpoints any more")
+
+
+def test_one_process_to_a_language(tmp_path: Path, stages: Stages) -> None:
+    matrix = matrix_of(tmp_path)
+    with (
+        take_lock(matrix.languages[0].folder, instead="come back"),
+        pytest.raises(UserError, match=r"another process is at work in .*mlt_Latn .*--number"),
+    ):
+        run_matrix(matrix)
+    assert stages.calls == ["identify"]
 
 
 def test_a_signal_ends_all_and_the_same_command_goes_on(tmp_path: Path, stages: Stages) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lape_ds.matrix.measuring import measurement_of
 from lape_ds.matrix.states import (
     Cell,
     fail_cell,
@@ -48,16 +49,39 @@ def test_with_a_suite_it_is_finished_when_that_is_measured(tmp_path: Path) -> No
         ("random-seed-0", 1e-3),
         ("random-seed-1", 1e-3),
     ]
-    write_tuned(language, own, measured=False)  # a task of the suite has failed
+    write_tuned(language, dict.fromkeys(own))  # a task of the suite has failed
     assert states(matrix)["random"] == "running"
-    write_tuned(language, own, measured=True)
+    how = measurement_of(matrix, matrix.models[0])
+    write_tuned(language, dict.fromkeys(own, how))
     assert states(matrix)["random"] == "finished"
     # Of another variant, nothing is forgotten; with another tuned rate it must be measured again.
-    write_tuned(language, tuned_runs("full", []), measured=True)
-    assert read_tuned(language) == dict.fromkeys(own, True)
+    write_tuned(language, dict.fromkeys(tuned_runs("full", []), how))
+    assert read_tuned(language) == dict.fromkeys(own, how)
     for run in language.runs_of("random"):
         write_run(run, gain=1e-5 / run.learning_rate, forgetting=0.0)
     assert states(matrix)["random"] == "running"
+
+
+def test_what_is_measured_another_way_is_measured_again(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text("name: mine\ninclude: base.yaml\n", encoding="utf-8")
+    base = tmp_path / "base.yaml"
+    base.write_text("name: base\ntasks: {heldout: {task: heldout_bits_per_byte}}\n", encoding="utf-8")
+    eval_section = f"eval: {{{{suite: {suite}, limit: {{}}}}}}\n"
+
+    def loaded(limit: int) -> Matrix:
+        return hand_matrix(tmp_path, more=eval_section.format(limit))
+
+    matrix = loaded(10)
+    language = matrix.languages[0]
+    for run in language.runs_of("full"):
+        write_run(run, gain=run.learning_rate, forgetting=0.0)
+    own = tuned_runs("full", language.runs_of("full"))
+    write_tuned(language, dict.fromkeys(own, measurement_of(matrix, matrix.models[0])))
+    assert states(matrix)["full"] == "finished"
+    assert states(loaded(20))["full"] == "running"
+    base.write_text(base.read_text(encoding="utf-8").replace("heldout:", "bits:"), encoding="utf-8")
+    assert states(matrix)["full"] == "running"
 
 
 def test_diverged_at_every_rate_is_an_end(tmp_path: Path) -> None:
