@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lape_ds.recipe import Matrix, MatrixModel
-from lape_ds.training.plan.candidates import Setting
+from lape_ds.recipe import Matrix, MatrixModel, Recipe
+from lape_ds.training.plan.candidates import Candidate, Setting
 from lape_ds.training.plan.cluster import Cluster, parse_cluster, this_machine
 from lape_ds.training.plan.command import make_plans
 from lape_ds.training.plan.methods import name_of, subject
@@ -33,7 +33,7 @@ class Cost:
         variant: The method.
         num_runs: Rates × seeds × languages.
         tokens: Of one run.
-        setting: The plan's best, in words; None where nothing fits.
+        setting: In words: the recipe's own, or the plan's best where by the plan that does not fit; None where nothing does.
         hours: Of one run on the planned GPUs; None where nothing fits.
     """
 
@@ -81,18 +81,36 @@ def _costs(model: MatrixModel, cluster: Cluster) -> list[Cost]:
     (plan,) = make_plans(found, [cluster], list(dict.fromkeys(names.values())))
     tokens, costs = plan.tokens or ASSUMED_TOKENS, []
     for variant, own in runs.items():
-        best = next(iter(plan.ranked(names[variant])), None)
+        best, told = _priced(plan.ranked(names[variant]), own[0].recipe)
         costs.append(
             Cost(
                 model=model.name,
                 variant=variant,
                 num_runs=len(own) * len(model.languages),
                 tokens=tokens,
-                setting=None if best is None else _setting(best.setting),
+                setting=told,
                 hours=None if best is None else tokens / best.tokens_per_second / 3600,
             )
         )
     return costs
+
+
+def _priced(ranked: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate | None, str | None]:
+    """What a variant will be run as, and how that is told; the best micro-batch where its own is not planned."""
+    if not ranked:
+        return None, None
+    train, deepspeed = recipe.train, recipe.deepspeed
+    asked = {
+        "train.gradient_checkpointing": train.gradient_checkpointing,
+        "deepspeed.zero_stage": deepspeed.zero_stage,
+        "deepspeed.offload_optimizer": deepspeed.offload_optimizer,
+        "deepspeed.offload_parameters": deepspeed.offload_parameters,
+    }
+    own = [one for one in ranked if asked.items() <= one.setting.keys().items()]
+    exact = [one for one in own if one.setting.micro_batch_size == train.micro_batch_size]
+    for candidate in (*exact, *own):
+        return candidate, _setting(candidate.setting)
+    return ranked[0], f"{_setting(ranked[0].setting)} (the recipe's does not fit)"
 
 
 def _setting(setting: Setting) -> str:

@@ -211,9 +211,7 @@ def _evaluate(language: MatrixLanguage, labels: Sequence[str]) -> Mapping[str, s
     """Runs the suites over exported models; label -> reason, of those that failed."""
     folders = [str(tuned_folder(language) / label) for label in labels]
     try:
-        run_stage(
-            ["eval", str(language.recipe_file), *folders], log=language.folder / "logs" / "eval.log"
-        )
+        run_stage(["eval", str(language.recipe_file), *folders], log=language.folder / "logs" / "eval.log")
     except StageFailed as error:
         tell_error(f"{language.model}, {language.code}, eval: {error}")
         return failed_models(language, labels, reason=str(error))
@@ -235,7 +233,7 @@ def _export_all(language: MatrixLanguage, runs: Sequence[TunedRun]) -> bool:
         try:
             if not (run_dir / "checkpoints").exists():
                 raise UserError(
-                    f"{run_dir} has no checkpoints any more: another rate was the tuned one when it ended; delete that folder, and "
+                    f"{run_dir} has no checkpoints any more: another rate was the tuned one when it ended; delete it, and "
                     "`lape-ds matrix run … --retry` trains it again"
                 )
             export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)

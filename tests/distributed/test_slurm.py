@@ -195,6 +195,32 @@ def test_an_array_has_a_language_of_a_matrix_in_each_task(slurm_job: Callable[..
     assert words[-5:] == ["matrix", "run", MATRIX, "keep_models=true", "--number=1"]
 
 
+def test_what_has_failed_can_be_tried_again_in_an_array(
+    slurm_job: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm_job(ARRAY_TASK_ID="1")
+    started: list[list[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        started.append(command)
+        return subprocess_popen([sys.executable, "-c", ""])
+
+    subprocess_popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert run_batch(["--stage", "matrix", MATRIX, "keep_models=true", "--retry"]) == 0
+    assert started[0][-5:] == ["run", MATRIX, "keep_models=true", "--retry", "--number=1"]
+    with pytest.raises(UserError, match="unknown option --retry"):
+        run_batch(["--stage", "identify", QUICKSTART, "--retry"])
+
+
+@pytest.mark.parametrize("stage", ["matrix", "corpus", "export"])
+def test_a_single_process_has_all_cpus_of_its_node(slurm_job: Callable[..., None], stage: str) -> None:
+    """srun would give it one, and the ranks that a matrix starts as well."""
+    slurm_job(CPUS_ON_NODE="48", GPUS_ON_NODE="8")
+    command = srun_command(stage, CommandLine({}, QUICKSTART, []), load_recipe(QUICKSTART))
+    assert "--cpus-per-task=48" in command
+
+
 def test_an_array_counts_a_part_in_each_task(slurm_job: Callable[..., None]) -> None:
     slurm_job(ARRAY_TASK_ID="2", ARRAY_TASK_MIN="0", ARRAY_TASK_MAX="3", ARRAY_TASK_COUNT="4")
     assert _with_part(CommandLine({}, QUICKSTART, [])).overrides == ["identify.part=2/4"]

@@ -46,7 +46,9 @@ def run_batch(arguments: Sequence[str]) -> int:
     Raises:
         UserError: A bad command line, recipe or array; or the time limit is too short to get anywhere.
     """
-    command = read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS)
+    command = read_command_line(
+        arguments, script=SCRIPT, allowed=SLURM_OPTIONS, passed_on=_takes_options(arguments)
+    )
     stage = command.options.get("stage", "train")
     if stage not in STAGES:
         raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
@@ -70,6 +72,12 @@ def run_batch(arguments: Sequence[str]) -> int:
     return _requeue(stage, recipe, before) if interrupted else code
 
 
+def _takes_options(arguments: Sequence[str]) -> bool:
+    """Whether the stage has options of its own, which stand behind the recipe: of a matrix `--retry`."""
+    command = read_command_line(arguments, script=SCRIPT, allowed=SLURM_OPTIONS, passed_on=True)
+    return command.options.get("stage") == "matrix"
+
+
 def _wait(step: subprocess.Popen[bytes]) -> int | None:
     try:
         return step.wait(timeout=0.2)
@@ -81,12 +89,14 @@ def srun_command(stage: str, command: CommandLine, recipe: Recipe) -> list[str]:
     """The job's one step: a rank per task, or the one process of a stage that has no ranks, on the first node."""
     rest = [command.recipe, *command.overrides]
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun no longer takes it from sbatch (Slurm 22.05)
-    shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
     if stage not in _OF_RANKS or (stage == "eval" and recipe.eval.backend == "vllm"):
         words = (
             ["matrix", "run"] if stage == "matrix" else [stage]
         )  # which itself starts ranks on this node's GPUs
+        cpus = cpus or os.environ.get("SLURM_CPUS_ON_NODE")  # else srun gives a task one
+        shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
         return ["srun", "--nodes=1", "--ntasks=1", *shared, sys.executable, "-m", COMMAND_LINE, *words, *rest]
+    shared = [] if cpus is None else [f"--cpus-per-task={cpus}"]
     num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     per_node = _ranks_per_node(recipe, num_nodes)
     options = [
@@ -156,7 +166,7 @@ def _with_number(command: CommandLine) -> tuple[CommandLine, Recipe]:
     """In a job array: the language of a model that belongs to this task, and its recipe."""
     if "languages" in command.options:
         raise UserError("--languages is for trainings; a matrix names its languages itself")
-    languages = load_matrix(command.recipe, command.overrides).languages
+    languages = load_matrix(command.recipe, command.settings).languages
     number = os.environ.get("SLURM_ARRAY_TASK_ID")
     if number is None or int(number) >= len(languages):
         raise UserError(
