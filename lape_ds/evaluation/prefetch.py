@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -314,7 +315,9 @@ def _main() -> None:
     """The process without a network: what to ask for on stdin, its answers on stdout."""
     _quiet(bars=False)
     logging.disable(logging.WARNING)  # heard before
-    print(json.dumps(list(_ask(pickle.load(sys.stdin.buffer)))))
+    with redirect_stdout(sys.stderr):  # whatever data sets and metrics print meanwhile
+        answers = list(_ask(pickle.load(sys.stdin.buffer)))
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":
