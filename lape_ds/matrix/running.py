@@ -31,7 +31,6 @@ from lape_ds.matrix.states import (
 )
 from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, load_recipe
 from lape_ds.training.run_folder import read_finished
-from lape_ds.training.tuned import drop_untuned
 
 _SHOWN = 400  # characters of a reason
 
@@ -115,24 +114,21 @@ def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) 
         _tell(f"== {model.name}, {language.code}: {', '.join(variants)}")
         _train(language, variants)
         trained = [variant for variant in variants if _is_trained(language, variant)]
-        _keep_tuned(language, trained)
+        _draw_frontier(language, trained)
         how = measurement_of(matrix, model)
         if how is not None:
             _measure(language, trained, how, keep_models=matrix.section.keep_models)
 
 
-def _keep_tuned(language: MatrixLanguage, variants: Sequence[str]) -> None:
-    """Of trained variants, drops the checkpoints that nothing will be exported from, and draws the frontier."""
-    assert language.recipe.sweep is not None
-    for variant in variants if language.recipe.sweep.keep_checkpoints == "tuned" else ():
-        drop_untuned(language.runs_of(variant))
-    if variants:
-        from lape_ds.analysis.report import write_frontier
+def _draw_frontier(language: MatrixLanguage, trained: Sequence[str]) -> None:
+    if not trained:
+        return
+    from lape_ds.analysis.report import write_frontier
 
-        try:
-            write_frontier(load_recipe(language.recipe_file))
-        except UserError as error:  # a picture does not keep the others from their end
-            tell_error(f"{language.model}, {language.code}: {error}")
+    try:
+        write_frontier(load_recipe(language.recipe_file))
+    except UserError as error:  # a picture does not keep the others from their end
+        tell_error(f"{language.model}, {language.code}: {error}")
 
 
 def _is_trained(language: MatrixLanguage, variant: str) -> bool:
@@ -142,6 +138,8 @@ def _is_trained(language: MatrixLanguage, variant: str) -> bool:
 def _train(language: MatrixLanguage, variants: Sequence[str]) -> None:
     """All in one sweep; where that fails, variant by variant, so that one does not keep the others from their end."""
     reason = _sweep(language, variants)
+    if reason is not None and len(variants) > 1:
+        tell_error(f"{language.model}, {language.code}: {reason}; going on with each method by itself")
     for variant in variants if reason is not None else ():
         if _is_trained(language, variant):
             continue

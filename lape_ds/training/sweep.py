@@ -10,7 +10,7 @@ import fcntl
 import gc
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +57,20 @@ def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
             if not done:
                 return False
             if keep == "tuned":
-                by_first(partial(drop_untuned, [other for other in runs if other.variant == run.variant]))
+                by_first(partial(_drop_untuned, runs, run))
     return True
+
+
+def _drop_untuned(runs: Sequence[SweepRun], own: SweepRun) -> None:
+    """Of the variant of a run that has ended here; what another worker still has in hand stays until the sweep's end.
+
+    A run is finished by its metrics, which are written before its last checkpoint.
+    """
+    with ExitStack() as held:
+        variant = [run for run in runs if run.variant == own.variant]
+        finished = [run for run in variant if read_finished(run.run_dir) is not None]
+        in_hand = {run.run_dir for run in finished if run is not own and not _take(run, held)}
+        drop_untuned(variant, sparing=in_hand)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lape_ds.recipe import Recipe, SweepRun, SweepSection, check_frozen, sweep_r
 from lape_ds.runlog import Progress
 from lape_ds.training.metrics import read_metrics
 from lape_ds.training.run_folder import RUN_SECTIONS, read_facts, read_finished
+from lape_ds.training.tuned import drop_untuned
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LINES_OF_LOG = 20
@@ -57,6 +58,9 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
         watch.look(now=True)
     if code:
         _tell_failure(code, logs)
+    if recipe.sweep is not None and recipe.sweep.keep_checkpoints == "tuned":
+        for variant in dict.fromkeys(run.variant for run in runs):
+            drop_untuned([run for run in runs if run.variant == variant])
 
 
 def _check_adapters(recipe: Recipe, runs: Sequence[SweepRun]) -> None:

@@ -6,7 +6,8 @@ Beside the run folders; needs no torch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from pathlib import Path
 from statistics import fmean
 
 from lape_ds.recipe import SweepRun
@@ -27,15 +28,19 @@ def tuned_rate(runs: Sequence[SweepRun]) -> float | None:
     return min(known, key=lambda rate: known[rate]) if known else None
 
 
-def drop_untuned(runs: Sequence[SweepRun]) -> None:
+def drop_untuned(runs: Sequence[SweepRun], *, sparing: Set[Path] = frozenset()) -> None:
     """Deletes the checkpoints of a variant's runs at rates that another one has beaten, or that diverged.
 
     A rate of which a run is missing keeps its own: it may still become the best.
+
+    Args:
+        runs: All of one variant.
+        sparing: Folders of runs that keep theirs whatever has come of them.
     """
     best = tuned_rate(runs)
     beaten = _whole_rates(runs).keys() - {best}
     for run in runs:
-        if run.learning_rate in beaten:
+        if run.learning_rate in beaten and run.run_dir not in sparing:
             shutil.rmtree(run.run_dir / "checkpoints", ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ from lape_ds.matrix.states import read_cells
 from lape_ds.recipe import Matrix, Recipe, load_matrix, sweep_runs
 from lape_ds.training import export, sweep_launch
 from lape_ds.training.run_folder import read_finished
+from lape_ds.training.tuned import drop_untuned
 from tests.matrix.matrices import matrix_file, write_run
 
 
@@ -72,6 +73,8 @@ class Stages:
                 raise UserError(f"{run.variant} does not fit")
             if read_finished(run.run_dir) is None:
                 write_run(run, gain=run.learning_rate * 100, forgetting=0.1 + run.learning_rate)
+        for variant in variants:
+            drop_untuned([run for run in runs if run.variant == variant])
 
     def export_model(self, run_dir: Path, *, checkpoint: str, folder: Path) -> None:
         assert checkpoint == "last"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from lape_ds.recipe import SweepRun
+from lape_ds.training import sweep
 from lape_ds.training.tuned import drop_untuned, tuned_rate
 from tests.matrix.matrices import hand_matrix, write_diverged, write_run
 
@@ -46,3 +48,17 @@ def test_a_rate_with_a_diverged_seed_never_wins(tmp_path: Path) -> None:
     assert tuned_rate(list(runs.values())) is None
     drop_untuned(list(runs.values()))
     assert not kept(runs)
+
+
+def test_what_another_worker_has_in_hand_keeps_its_checkpoints(tmp_path: Path) -> None:
+    """Its last metrics are there, its last checkpoint is still being written."""
+    runs = random_runs(tmp_path)
+    for key, run in runs.items():
+        write_run(run, gain=key[0] * 100, forgetting=0.1)
+    in_hand, own = runs[1e-4, 0], runs[1e-3, 1]
+    with ExitStack() as held:
+        assert sweep._take(in_hand, held)
+        sweep._drop_untuned(list(runs.values()), own)
+        assert kept(runs) == {(1e-3, 0), (1e-3, 1), (1e-4, 0)}
+    sweep._drop_untuned(list(runs.values()), own)
+    assert kept(runs) == {(1e-3, 0), (1e-3, 1)}
