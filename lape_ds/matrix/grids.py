@@ -62,6 +62,7 @@ class Grid:
     Attributes:
         id: Of the grid in a table, e.g. `heldout-tuned-gain`.
         title: In words.
+        label: The same beside others of its kind (`what`): what it was measured on.
         at: At which learning rate each method stands there.
         level: The equal forgetting, where that is what is equal.
         what: Is told.
@@ -76,6 +77,7 @@ class Grid:
 
     id: str
     title: str
+    label: str
     at: Literal["tuned", "equal forgetting"]
     level: float | None
     what: Literal["gain", "forgetting"]

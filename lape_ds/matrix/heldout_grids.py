@@ -165,6 +165,7 @@ def _grid(
     return Grid(
         id=f"heldout-{name}",
         title=title,
+        label="held-out text" if level is None else f"held-out text, all at {level:+g} forgetting",
         at="tuned" if level is None else "equal forgetting",
         level=level,
         what="gain" if better == "higher" else "forgetting",

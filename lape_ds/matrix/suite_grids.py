@@ -152,9 +152,11 @@ def _grid(
     reference, others = there[0], there[1:]
     words = "Gain on the target" if what == "gain" else "Mean loss of the other measured languages"
     suites = ", ".join(first.suites)
+    task = title if title == first.metric else f"{title} ({first.metric})"
     return Grid(
         id=f"suite-{title}-{what}",
-        title=f"{words}, {title} ({first.metric}), each method at its tuned rate, against the base",
+        title=f"{words}, {task}, each method at its tuned rate, against the base",
+        label=task,
         at="tuned",
         level=None,
         what="gain" if what == "gain" else "forgetting",

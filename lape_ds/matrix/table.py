@@ -106,6 +106,7 @@ def _notes(cells: Sequence[Cell], models: Sequence[ModelTable]) -> list[str]:
                 for note in results.notes
                 if not note.startswith("Provisional")
             ]
+        notes += _edges(model.swept)
     notes.append(
         "The tuned rate of a method in a language is that of its rates with the lowest held-out bits per byte of the target "
         "after the last step, in the mean over seeds; the gain during training is of that same text, so it is a little too "
@@ -117,6 +118,24 @@ def _notes(cells: Sequence[Cell], models: Sequence[ModelTable]) -> list[str]:
             "A tiny model made minutes ago shows the machine at work; it is no evidence about large ones."
         )
     return notes
+
+
+def _edges(swept: Swept) -> list[str]:
+    """Methods whose best rate is the last that was tried on one side: nobody knows what lies beyond."""
+    found = []
+    for side, last in (("highest", max), ("lowest", min)):
+        told = []
+        for variant in swept.variants:
+            rates = {run.learning_rate for run in swept.model.languages[0].runs_of(variant)}
+            tuned = [own[variant] for own in swept.tuned.values() if variant in own]
+            at_edge = tuned.count(last(rates)) if len(rates) > 1 else 0
+            if at_edge:
+                told.append(f"{variant} ({at_edge} of {len(tuned)} languages)")
+        if told:
+            found.append(
+                f"{swept.model.name}: the tuned rate is the {side} that was swept for {', '.join(told)}; beyond it may be more."
+            )
+    return found
 
 
 def write_table(table: MatrixTable) -> Path:
@@ -279,25 +298,26 @@ def _failures(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def show_table(table: MatrixTable) -> None:
-    """Prints the means over languages, a table for each model: the cells do not fit a terminal."""
+    """Prints the means over languages, for each model what was gained and what was lost: the cells do not fit a terminal."""
     console = Console()
     for model in table.models:
-        console.print(
-            f"\n[bold]{model.name}: means over {len(model.swept.codes)} languages[/]", soft_wrap=True
-        )
-        console.print(_means(model, console))
+        over = f"means over {len(model.swept.codes)} languages"
+        console.print(f"\n[bold]{model.name}: {over}, each method at its tuned rate[/]", soft_wrap=True)
+        for what, title in (("gain", "Gain on the target"), ("forgetting", "Loss of the other languages")):
+            grids = [grid for grid in model.grids if grid.what == what]
+            if grids:
+                console.print(_means(grids, model.swept.variants, title))
     console.print(CAPTION.replace("**", "").replace("\\", ""))
     for note in table.notes:
         console.print(note)
 
 
-def _means(model: ModelTable, console: Console) -> Table:
-    shown = Table()
-    shown.add_column("", no_wrap=False)
-    variants = model.swept.variants
+def _means(grids: Sequence[Grid], variants: Sequence[str], title: str) -> Table:
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
     for variant in variants:
-        shown.add_column(variant, justify="right")
-    for grid in model.grids:
+        shown.add_column(variant, justify="right", no_wrap=True)
+    for grid in grids:
         means = {row.variant: row.mean for row in grid.rows}
         best = best_mean(grid, grid.rows)
         cells = []
@@ -305,5 +325,5 @@ def _means(model: ModelTable, console: Console) -> Table:
             mean = means.get(variant)
             text = value_text(mean).replace(" ", "\n")
             cells.append(f"[bold]{text}[/]" if mean is not None and mean.value == best else text)
-        shown.add_row(grid.title, *cells)
+        shown.add_row(f"{grid.label}\n[dim]{grid.unit}[/]", *cells)
     return shown

@@ -70,6 +70,7 @@ class Table:
         rows: In order.
         words: Numbers of columns that hold words, from 0 for the first behind the headings.
         is_folded: Behind its caption, to be opened.
+        detail: A lighter line below the caption: how it was measured.
     """
 
     caption: Any
@@ -77,6 +78,7 @@ class Table:
     rows: Sequence[Row]
     words: Sequence[int] = ()
     is_folded: bool = False
+    detail: Any = ""
     kind: str = field(default="table", init=False)
 
 

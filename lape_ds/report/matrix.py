@@ -116,14 +116,7 @@ def matrix_sections(folder: Path, file: str, reader: Reader, *, name: str = "mat
 
 
 def _model_blocks(model: Place, folder: Path, reader: Reader, name: str) -> Iterator[Block]:
-    grids = [*model["grids"]]
-    for grid in grids:
-        yield _grid_table(grid, model, grid["rows"], Quoted(grid["title"]))
-    for grid in grids:
-        against = grid.get("against")
-        if against is not None:
-            caption = line(Quoted(grid["title"]), ": each less ", Quoted(against["reference"]))
-            yield _grid_table(grid, model, against["rows"], caption, is_folded=True)
+    """The picture, the means over languages, then every language."""
     frontier = model.get("frontier")
     svg = None if frontier is None else reader.text(folder / frontier.content)
     if svg is not None:
@@ -136,20 +129,55 @@ def _model_blocks(model: Place, folder: Path, reader: Reader, name: str) -> Iter
         )
     else:
         yield _variants(model)
+    grids = [*model["grids"]]
+    for what, words in (("gain", "Gain on the target"), ("forgetting", "Loss of the other languages")):
+        own = [grid for grid in grids if grid["what"].content == what]
+        if own:
+            yield _means_table(own, words)
     yield Prose(
-        "± half of the interval, in parentheses: half the range over seeds. ▲ better and ▼ worse, after Holm's correction over "
-        "the table. No difference shown is no proof that there is none.",
+        "± half of the interval, in parentheses half the range over seeds. ▲ better and ▼ worse, after Holm's correction "
+        "over the table. No difference shown is no proof that there is none.",
         is_note=True,
     )
+    for grid in grids:
+        yield _grid_table(grid, model, grid["rows"], Quoted(grid["title"]))
+    for grid in grids:
+        against = grid.get("against")
+        if against is not None:
+            caption = line(Quoted(grid["title"]), ": each less ", Quoted(against["reference"]))
+            yield _grid_table(grid, model, against["rows"], caption, is_folded=True)
+
+
+def _means_table(grids: Sequence[Place], words: str) -> Table:
+    """Methods by what was measured, in the mean over languages."""
+    variants = [row["variant"] for row in grids[0]["rows"]]
+    means = [{row["variant"].content: row.get("mean") for row in grid["rows"]} for grid in grids]
+    higher = [grid["better"].content == "higher" for grid in grids]
+    rows = [
+        Row(
+            Quoted(variant),
+            [
+                _cell(own.get(variant.content), is_higher, is_mean=True)
+                for own, is_higher in zip(means, higher, strict=True)
+            ],
+            is_main=variant.content == _OWN,
+        )
+        for variant in variants
+    ]
+    units = {grid["unit"].content: Quoted(grid["unit"]) for grid in grids}
+    detail = line(
+        "means over languages, each method at its tuned rate unless the column says otherwise; in ",
+        joined(units.values(), " or "),
+    )
+    return Table(words, ["method", *(Quoted(grid["label"]) for grid in grids)], rows, detail=detail)
 
 
 def _grid_table(grid: Place, model: Place, rows: Place, caption: Any, *, is_folded: bool = False) -> Table:
     codes = [code.content for code in model["languages"]]
     names = model["language_names"]
     level = grid.get("level")
-    at: list[Any] = [] if level is None else [" ", general(Number.at(level))]
-    told = [line(Quoted(grid["at"]), *at), *(Quoted(grid[key]) for key in ("measured", "unit", "interval"))]
-    whole = line(caption, " (", joined(told, "; "), ")")
+    at: list[Any] = [] if level is None else ["equal forgetting ", general(Number.at(level)), "; "]
+    detail = line(*at, joined([Quoted(grid[key]) for key in ("measured", "unit", "interval")], "; "))
     higher = grid["better"].content == "higher"
     shown = [
         Row(
@@ -162,9 +190,8 @@ def _grid_table(grid: Place, model: Place, rows: Place, caption: Any, *, is_fold
         )
         for row in rows
     ]
-    return Table(
-        whole, ["method", *(Quoted(names[code]) for code in codes), "mean"], shown, is_folded=is_folded
-    )
+    headings = ["method", *(Quoted(names[code]) for code in codes), "mean"]
+    return Table(caption, headings, shown, is_folded=is_folded, detail=detail)
 
 
 def _cell(cell: Place | None, higher_is_better: bool, *, is_mean: bool = False) -> Any:
