@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lape_ds.model.ffn import ffn_layers
 from tests.oracles.subnetwork import OracleResult, entry_positions, train_entries
 from tests.processes import run_ranks
+from tests.selection import as_param, selected_cases
 from tests.subnetwork.ulps import ulps_apart
 from tests.subnetwork.zero_cases import (
     ACCUMULATION,
@@ -24,6 +25,7 @@ from tests.subnetwork.zero_cases import (
     STEPS,
     Case,
     all_cases,
+    is_short,
     learning_rate,
     micro_batches,
     neurons_of,
@@ -36,9 +38,19 @@ MOMENT_BYTES = {"adamw": 8, "adam": 8, "sgd": 4, "lion": 4}
 
 @pytest.fixture(scope="session", params=[1, 2], ids=["1rank", "2ranks"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """The cases of the tests that were selected."""
     out = tmp_path_factory.mktemp(f"engines-{request.param}")
-    run_ranks("tests.subnetwork.zero_worker", [str(out)], world_size=request.param, timeout=900)
+    names = selected_cases(request.session, all_cases())
+    run_ranks("tests.subnetwork.zero_worker", [str(out), *names], world_size=request.param, timeout=900)
     return request.param, out
+
+
+@pytest.fixture(scope="session")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks that keep checkpoints and go on from them."""
+    out = tmp_path_factory.mktemp("checkpoints")
+    run_ranks("tests.subnetwork.zero_worker", [str(out)], world_size=2, timeout=900)
+    return out
 
 
 @functools.cache
@@ -61,7 +73,9 @@ def oracle(
     )
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [as_param(case, case.name, is_long=not is_short(case)) for case in all_cases()]
+)
 class TestAgainstOracle:
     def expected(self, world_size: int, case: Case) -> OracleResult:
         # Stage 0 in bf16 is the one place where DeepSpeed can only sum gradients in bf16.
@@ -166,19 +180,19 @@ def test_ulps_oracle() -> None:
     assert ulps_apart(one, next_up) == 1
 
 
-def test_stage_0_in_bf16_takes_no_step_while_it_is_set_up(trained: tuple[int, Path]) -> None:
+def test_stage_0_in_bf16_takes_no_step_while_it_is_set_up(interrupted: Path) -> None:
     """DeepSpeed steps once on zero gradients there: AdamW's masters would be (1 - lr * weight_decay) of the weights."""
-    told = json.loads((trained[1] / "setup.json").read_text())
+    told = json.loads((interrupted / "setup.json").read_text())
     assert told == {key: {"moved": False, "steps": 0} for key in ("masked", "compact", "full")}
 
 
-def test_our_checkpoints_go_on_bit_for_bit(trained: tuple[int, Path]) -> None:
+def test_our_checkpoints_go_on_bit_for_bit(interrupted: Path) -> None:
     """Four steps at once against two, a checkpoint into a fresh engine, two more; across engines to the last bf16 digit."""
-    same = json.loads((trained[1] / "our_checkpoints.json").read_text())
+    same = json.loads((interrupted / "our_checkpoints.json").read_text())
     assert len(same) == 4 * len(CHECKPOINT_METHODS)
     assert all(same.values()), same
 
 
-def test_deepspeeds_own_checkpoints_work(trained: tuple[int, Path]) -> None:
+def test_deepspeeds_own_checkpoints_work(interrupted: Path) -> None:
     """`engine.save_checkpoint` and `load_checkpoint`, stages 1 to 3: interrupted equals uninterrupted, bit for bit."""
-    assert json.loads((trained[1] / "own_checkpoints.json").read_text()) == {"1": True, "2": True, "3": True}
+    assert json.loads((interrupted / "own_checkpoints.json").read_text()) == {"1": True, "2": True, "3": True}

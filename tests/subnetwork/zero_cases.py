@@ -108,6 +108,24 @@ def compact_cases() -> list[Case]:
     return [replace(case, engine="compact") for case in cases]
 
 
+# Every stage, dtype, engine, optimizer, kind of block and switch once; the others of `all_cases` are among the long tests.
+_SHORT = {
+    "masked": "z0-float32-adamw-llama z0-bfloat16-adamw-llama z1-bfloat16-adamw-llama z2-float32-adamw-llama "
+    "z2-float32-sgd-llama z2-float32-adam-llama z2-float32-adamw-phi3 z2-bfloat16-adamw-llama-offload "
+    "z3-float32-adamw-llama z3-bfloat16-adamw-llama z3-bfloat16-lion-llama z3-float32-adamw-mixtral "
+    "z3-bfloat16-adamw-llama-offload-sub100 z3-bfloat16-adamw-llama-anchored-sub100",
+    "compact": "z0-bfloat16-adamw-llama z1-float32-adamw-llama z1-float32-adamw-llama-offload z2-bfloat16-adamw-llama "
+    "z2-float32-sgd-llama z2-float32-adamw-phi z2-float32-adamw-llama-anchored z2-float32-adamw-mixtral-reentrant "
+    "z3-float32-adamw-llama z3-float32-adamw-llama-offload z3-bfloat16-lion-llama z3-bfloat16-adamw-phi3 "
+    "z3-bfloat16-adamw-llama-reentrant z3-float32-adamw-llama-non_reentrant z3-float32-adamw-qwen3_moe-non_reentrant",
+}
+
+
+def is_short(case: Case) -> bool:
+    """Whether a case is among the tests that are always run."""
+    return case.name.removeprefix(f"{case.engine}-") in _SHORT[case.engine].split()
+
+
 def learning_rate(step: int) -> float:
     return 1e-3 if step < STEPS // 2 else 3e-4
 

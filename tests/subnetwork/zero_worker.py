@@ -219,13 +219,16 @@ def our_checkpoints(out: Path) -> None:
         (out / "our_checkpoints.json").write_text(json.dumps(same))
 
 
-def main(out: Path) -> None:
+def main(out: Path, *names: str) -> None:
+    """Runs the cases named; without any, what is to be shown of checkpoints and of setting up."""
     ranks.start()
-    our_checkpoints(out)
     for case in all_cases():
-        run(case, out)
-    set_up_only(out)
-    own_checkpoints(out)
+        if case.name in names:
+            run(case, out)
+    if not names:
+        our_checkpoints(out)
+        set_up_only(out)
+        own_checkpoints(out)
     dist.barrier()
     ranks.end()
     ranks.leave(0)
@@ -234,4 +237,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     assert "RANK" in os.environ
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -107,6 +107,19 @@ def all_cases() -> list[Case]:
     return [*cases, Case("small", 2, "full", "float32", offload_optimizer="cpu")]
 
 
+def is_short(case: Case) -> bool:
+    """Whether a case is always run: the small model's, and of the large one's those that the small one has not."""
+    return case.size == "small" or case.name in LARGE
+
+
+LARGE = (
+    "large-z2-full-bfloat16-none",
+    "large-z3-subnetwork-bfloat16-none",
+    "large-z3-lora-bfloat16-none",
+    "large-z3-full-bfloat16-none-optimizer-on-host-weights-on-host",
+)
+
+
 def neurons_of(size: str) -> Tensor:
     """Every ninth neuron of each layer but the first."""
     layers, width = SIZES[size]["num_hidden_layers"], SIZES[size]["intermediate_size"]

@@ -14,9 +14,11 @@ from lape_ds.training.plan.cluster import Cluster
 from lape_ds.training.plan.methods import Subject, section_of, skeleton_of
 from lape_ds.training.plan.profile import Profile, profile
 from tests.processes import run_ranks
-from tests.training.plan.cases import BLOCKS, LLAMA, SIZES, WORLD_SIZE, Case, all_cases, neurons_of
+from tests.selection import as_param, selected_cases
+from tests.training.plan.cases import BLOCKS, LLAMA, SIZES, WORLD_SIZE, Case, all_cases, is_short, neurons_of
 
 CLUSTER = Cluster(1, WORLD_SIZE, 10**9, gpu="")
+COMPARED = "-z2-full-bfloat16-none"
 Measured = dict[str, dict[str, int]]
 
 
@@ -32,8 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(folder: Path) -> Measured:
-    run_ranks("tests.training.plan.worker", [str(folder)], world_size=WORLD_SIZE, timeout=300)
+def measured(folder: Path, request: pytest.FixtureRequest) -> Measured:
+    names = {*selected_cases(request.session, all_cases()), *(f"{size}{COMPARED}" for size in SIZES)}
+    run_ranks("tests.training.plan.worker", [str(folder), *names], world_size=WORLD_SIZE, timeout=600)
     return json.loads((folder / "measured.json").read_text())
 
 
@@ -53,7 +56,9 @@ def planned_profile(case: Case, folder: Path) -> Profile:
     return _PROFILES[key]
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [as_param(case, case.name, is_long=not is_short(case)) for case in all_cases()]
+)
 def test_planned_bytes_are_the_engines(case: Case, folder: Path, measured: Measured) -> None:
     costing, found = Costing(case.recipe(folder), CLUSTER), measured[case.name]
     counted = planned_profile(case, folder)
@@ -76,7 +81,7 @@ def test_planned_bytes_are_the_engines(case: Case, folder: Path, measured: Measu
 
 def test_sizes_differ(measured: Measured) -> None:
     """So that agreement at both says something."""
-    small, large = (measured[f"{size}-z2-full-bfloat16-none"] for size in SIZES)
+    small, large = (measured[f"{size}{COMPARED}"] for size in SIZES)
     assert all(
         large[kind] > 2 * small[kind]
         for kind in ("weights", "masters", "moments", "gradients", "activations")
