@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from rich.table import Table
 
+from lape_ds.analysis.inputs import METRICS, metrics_input
 from lape_ds.analysis.results import Rows, Subject
 from lape_ds.analysis.runs import AnalyzedRun
 from lape_ds.errors import UserError
@@ -133,7 +134,7 @@ def read_dynamics(run: AnalyzedRun) -> Dynamics:
     Raises:
         UserError: No step is done yet.
     """
-    path = run.run_dir / "metrics.jsonl"
+    path = run.run_dir / METRICS
     lines = read_metrics(path) if path.exists() else []
     steps = [line for line in lines if "loss" in line]
     if not steps:
@@ -143,7 +144,7 @@ def read_dynamics(run: AnalyzedRun) -> Dynamics:
     measured = [line for line in lines if "heldout_bits_per_byte" in line]
     codes = list(measured[0]["heldout_bits_per_byte"]) if measured else []
     return Dynamics(
-        subject=run.subject(path),
+        subject=run.subject(metrics_input(lines)),
         step=tuple(line["step"] for line in steps),
         tokens=tuple(tokens),
         measures={

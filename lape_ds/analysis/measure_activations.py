@@ -51,7 +51,7 @@ def measure_activations(run: AnalyzedRun) -> Activations:
     Raises:
         UserError: The run is not exported, its base is not there as it was, or a trained language has no held-out text.
     """
-    recipe, trained_file = run.recipe, run.trained_file  # first: whether there is a trained model
+    recipe, trained = run.recipe, run.trained  # first: whether there is a trained model
     groups, files = neuron_groups(run)
     texts, left_out = _texts(recipe, load_tokenizer(run.base_folder))
     total = 2 * sum(text.num_blocks for text in texts.values())
@@ -62,7 +62,7 @@ def measure_activations(run: AnalyzedRun) -> Activations:
     shape = next(iter(before.values())).active.shape[1:]
     members = {name: neurons.long() for name, neurons in groups.items()} | {"all": _all_neurons(shape)}
     return Activations(
-        subject=run.subject(run.base_folder, trained_file, *files),
+        subject=run.subject(run.base, trained, *map(run.neuron_set, files)),
         num_tokens={code: counts.num_tokens() for code, counts in before.items()},
         left_out=left_out,
         num_neurons={name: len(neurons) for name, neurons in members.items()},

@@ -109,10 +109,7 @@ def measure_alignment(run: AnalyzedRun, request: ParallelRequest) -> Alignment:
     Raises:
         UserError: It is not exported, its base is not there as it was, or there are no parallel sentences.
     """
-    trained_file, own = (
-        run.trained_file,
-        run.recipe.trained_languages,
-    )  # first: whether there is a trained model
+    trained, own = run.trained, run.recipe.trained_languages  # first: whether there is a trained model
     text = parallel_text(run.recipe, own, _others(run.recipe), request)
     sentences = _Sentences.of(run, text)
     pairs = [(code, other) for code in own for other in text.texts if other not in own]
@@ -123,7 +120,7 @@ def measure_alignment(run: AnalyzedRun, request: ParallelRequest) -> Alignment:
             for load in (run.load_base, run.load_trained)
         )
     return Alignment(
-        subject=run.subject(run.base_folder, trained_file),
+        subject=run.subject(run.base, trained),
         source=text.source,
         num_sentences=text.num_sentences,
         num_cut={code: sentences.num_cut(code) for code in text.texts},

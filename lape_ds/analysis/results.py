@@ -21,10 +21,11 @@ from typing import Any, Literal, Protocol, Self
 import pyarrow as pa
 from pyarrow import parquet
 
+from lape_ds.analysis.inputs import Input
 from lape_ds.errors import UserError
 from lape_ds.writing import told_if_unwritable, whole_file, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: inputs with the state in which they were read
 KIND = "analysis"
 ANALYSES = ("dynamics", "updates", "alignment", "activations", "overlap")
 FORMATS: tuple[Literal["svg", "png"], ...] = ("svg", "png")
@@ -41,14 +42,14 @@ class Subject:
         name: What tables and pictures call it.
         method: `train.method`.
         languages: Canonical codes of the trained languages.
-        inputs: Files that were read, relative to the run where they lie in it.
+        inputs: What was read, and in which state: of which step of the run the result is.
     """
 
     run: str
     name: str
     method: str
     languages: tuple[str, ...]
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -57,7 +58,7 @@ class Subject:
             "name": self.name,
             "method": self.method,
             "languages": list(self.languages),
-            "inputs": list(self.inputs),
+            "inputs": [one.as_json() for one in self.inputs],
         }
 
     @classmethod
@@ -68,7 +69,7 @@ class Subject:
             name=content["name"],
             method=content["method"],
             languages=tuple(content["languages"]),
-            inputs=tuple(content["inputs"]),
+            inputs=tuple(map(Input.from_json, content["inputs"])),
         )
 
 
@@ -164,12 +165,6 @@ def read_analysis(folder: Path, name: str) -> list[dict[str, Any]]:
 def analysis_dir(run_dir: Path) -> Path:
     """Where the analyses of a run lie."""
     return run_dir / "analysis"
-
-
-def input_name(path: Path, run_dir: Path) -> str:
-    """How a result names a file that was read: relative to the run where it lies in it."""
-    path, run_dir = path.absolute(), run_dir.absolute()
-    return str(path.relative_to(run_dir)) if path.is_relative_to(run_dir) else str(path)
 
 
 def common_parent(run_dirs: Sequence[Path]) -> Path:

@@ -5,16 +5,25 @@ Between the run folders and the analyses. Needs torch only where a model is load
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lape_ds.analysis.results import Subject, common_parent, input_name
+from lape_ds.analysis.inputs import (
+    EXPORT,
+    PACK,
+    Input,
+    export_input,
+    file_input,
+    input_name,
+)
+from lape_ds.analysis.results import Subject, common_parent
 from lape_ds.errors import UserError
 from lape_ds.recipe import Recipe, load_recipe
-from lape_ds.training.run_folder import read_facts
+from lape_ds.training.run_folder import EXPORT_MARKER, read_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +45,14 @@ class AnalyzedRun:
     recipe: Recipe
     facts: dict[str, Any]
 
-    def subject(self, *inputs: Path) -> Subject:
-        """Whose result an analysis of these files is."""
+    def subject(self, *inputs: Input) -> Subject:
+        """Whose result an analysis of these is."""
         return Subject(
             run=str(self.run_dir),
             name=self.name,
             method=self.recipe.train.method,
             languages=tuple(self.recipe.trained_languages),
-            inputs=tuple(input_name(path, self.run_dir) for path in inputs),
+            inputs=inputs,
         )
 
     @cached_property
@@ -63,14 +72,43 @@ class AnalyzedRun:
         return folder
 
     @property
+    def base(self) -> Input:
+        """The model before training; the same for all of a run's life.
+
+        Raises:
+            UserError: As `base_folder`.
+        """
+        return Input(input_name(self.base_folder, self.run_dir), None, self.facts["model_fingerprint"])
+
+    @property
+    def trained(self) -> Input:
+        """The model after training as it is now: of which step. To be asked before the model is read, which takes its time.
+
+        Raises:
+            UserError: There is none.
+        """
+        path = self.trained_file
+        if path.is_dir():
+            return export_input(path, self.run_dir)
+        from lape_ds.neurons.artefact import read_metadata
+        from lape_ds.subnetwork.pack import COMMAND, KIND, SCHEMA_VERSION
+
+        told = read_metadata(path, kind=KIND, schema_version=SCHEMA_VERSION, command=COMMAND)
+        return file_input(path, self.run_dir, step=json.loads(told["origin"]).get("step"))
+
+    def neuron_set(self, path: Path) -> Input:
+        """A neuron set that is read for it."""
+        return file_input(path, self.run_dir)
+
+    @property
     def trained_file(self) -> Path:
         """The exported model's folder, or else the run's language pack, which with the base is the same model.
 
         Raises:
             UserError: There is neither.
         """
-        exported, pack = self.run_dir / "model", self.run_dir / "pack.safetensors"
-        if (exported / "lape_ds_export.json").exists():
+        exported, pack = self.run_dir / EXPORT, self.run_dir / PACK
+        if (exported / EXPORT_MARKER).exists():
             return exported
         if pack.exists():
             return pack

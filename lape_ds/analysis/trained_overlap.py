@@ -140,7 +140,7 @@ def measure_trained_overlap(run: AnalyzedRun) -> TrainedOverlap:
     )
     per_layer = torch.bincount(trained // own.neurons_per_layer, minlength=own.num_layers)
     return TrainedOverlap(
-        subject=run.subject(own_path, path),
+        subject=run.subject(run.neuron_set(own_path), run.neuron_set(path)),
         num_neurons=len(trained),
         num_model_neurons=size,
         per_layer=tuple(per_layer.tolist()),

@@ -98,13 +98,13 @@ def measure_updates(run: AnalyzedRun) -> Updates:
     Raises:
         UserError: It was not exported, or its base is not there as it was.
     """
-    trained_file = run.trained_file
+    trained = run.trained
     before, after = run.load_base(), run.load_trained()
     parts = [
         measure_part(part, before, after)
         for part in progress(model_parts(before), f"Weight updates of {run.name}", unit="parts")
     ]
-    return Updates(run.subject(run.base_folder, trained_file), run.recipe.model.dtype, tuple(parts))
+    return Updates(run.subject(run.base, trained), run.recipe.model.dtype, tuple(parts))
 
 
 @torch.no_grad()
@@ -206,8 +206,8 @@ def measure_directions(runs: Sequence[AnalyzedRun]) -> Directions:
             f"the runs began with {len(starts)} different base models (or dtypes of one): only changes of the same weights have "
             "an angle between them; give runs of one base"
         )
-    device, before = _device(), runs[0].load_base()
-    trained = [run.load_trained() for run in runs]
+    device, inputs = _device(), (runs[0].base, *(run.trained for run in runs))
+    before, trained = runs[0].load_base(), [run.load_trained() for run in runs]
     parts = []
     for part in progress(model_parts(before), "Angles between weight updates", unit="parts"):
         dots_RR = torch.zeros(len(runs), len(runs), dtype=torch.float64, device=device)
@@ -220,8 +220,7 @@ def measure_directions(runs: Sequence[AnalyzedRun]) -> Directions:
                 changes = torch.stack([(one.to(device, torch.float64) - weights).view(-1) for one in now])
                 dots_RR += changes @ changes.T
         parts.append(PartDirections(part.name, part.layer, tuple(map(tuple, dots_RR.tolist()))))
-    inputs = tuple(str(run.trained_file) for run in runs)
-    return Directions(tuple(run.name for run in runs), (str(runs[0].base_folder), *inputs), tuple(parts))
+    return Directions(tuple(run.name for run in runs), inputs, tuple(parts))
 
 
 def _device() -> torch.device:

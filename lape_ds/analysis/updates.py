@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.markup import escape
 from rich.table import Table
 
+from lape_ds.analysis.inputs import Input
 from lape_ds.analysis.results import Rows, Subject
 
 FFN_PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -178,12 +179,12 @@ class Directions:
 
     Attributes:
         names: Of the runs.
-        inputs: Folders that were read: the base, then each run's model.
+        inputs: What was read: the base, then each run's model.
         parts: Of every layer, and outside of them.
     """
 
     names: tuple[str, ...]
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
     parts: tuple[PartDirections, ...]
 
     def cosines(self, part: str | None = None, layer: int | None = None) -> list[list[float | None]]:
@@ -206,7 +207,7 @@ class Directions:
         names = dict.fromkeys(one.part for one in self.parts)
         return {
             "runs": list(self.names),
-            "inputs": list(self.inputs),
+            "inputs": [one.as_json() for one in self.inputs],
             "cosine": self.cosines(),
             "parts": {name: self.cosines(name) for name in names},
             "layers": [
@@ -222,7 +223,7 @@ class Directions:
             PartDirections(one["part"], one["layer"], tuple(map(tuple, one["dots"])))
             for one in content["layers"]
         )
-        return cls(tuple(content["runs"]), tuple(content["inputs"]), tuple(parts))
+        return cls(tuple(content["runs"]), tuple(map(Input.from_json, content["inputs"])), tuple(parts))
 
     def rows(self) -> Rows:
         """One row a pair of runs in each part of each layer."""

@@ -6,15 +6,15 @@ made in `dynamics_tables.py`, `weight_tables.py` and `language_tables.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lape_ds.analysis.results import ANALYSES, KIND, SCHEMA_VERSION, analysis_dir
-from lape_ds.errors import UserError
+from lape_ds.analysis.results import ANALYSES, analysis_dir
 from lape_ds.recipe import NEURON_METHODS
+from lape_ds.report.analysis_files import read_analysis_file, stale_note
 from lape_ds.report.blocks import Block, Missing, Picture, Prose, Section, Table, command
 from lape_ds.report.dynamics_tables import dynamics_data, dynamics_tables
 from lape_ds.report.language_tables import (
@@ -173,8 +173,15 @@ def analysis_sections(runs: Sequence[Run], reader: Reader) -> list[Section]:
 
 
 def _find(name: str, runs: Sequence[Run], reader: Reader) -> Found:
-    places = {run: reader.json(analysis_dir(run.folder) / f"{name}.json") for run in runs}
-    return {run: _checked(place, run) for run, place in places.items() if place is not None}
+    places = {
+        run: read_analysis_file(analysis_dir(run.folder) / f"{name}.json", _again(name, run), reader)
+        for run in runs
+    }
+    return {run: place for run, place in places.items() if place is not None}
+
+
+def _again(name: str, run: Run) -> str:
+    return command("lape-ds", "analyze", run.folder, "--only", name)
 
 
 def _missing(names: Sequence[str], runs: Sequence[Run]) -> Missing:
@@ -187,13 +194,11 @@ def _missing(names: Sequence[str], runs: Sequence[Run]) -> Missing:
     return Missing(what, command("lape-ds", "analyze", *(run.folder for run in runs), *only))
 
 
-def _checked(place: Place, run: Run) -> Place:
-    head = [place.content.get(key) for key in ("kind", "schema_version")]
-    if head != [KIND, SCHEMA_VERSION]:
-        raise UserError(
-            f"{analysis_dir(run.folder)} was written by another version of lape-ds: run `lape-ds analyze {run.folder}` again"
-        )
-    return place
+def _stale_notes(name: str, found: Found, reader: Reader) -> Iterator[Block]:
+    for run, place in found.items():
+        note = stale_note(run, place["inputs"], _again(name, run), reader)
+        if note is not None:
+            yield note
 
 
 def _named(result: Any, label: str) -> Any:
@@ -215,6 +220,7 @@ def _blocks(name: str, found: Found, reader: Reader) -> list[Block]:
         )
     joint = direction_blocks(found, reader) if name == "updates" else []
     return [
+        *_stale_notes(name, found, reader),
         *analysis.tables(found),
         *joint,
         Picture(svg, analysis.told, analysis.data(found)),

@@ -146,6 +146,7 @@ def states_by_hand(folder: Path, code: str) -> Tensor:
 def test_a_run_has_the_numbers_of_a_computation_by_hand(run: AnalyzedRun, analysed: Alignment) -> None:
     assert [(pair.language, pair.other) for pair in analysed.pairs] == [("mlt_Latn", "eng_Latn")]
     assert analysed.num_sentences == NUM
+    assert [one.path for one in analysed.subject.inputs] == [str(run.base_folder), "model"]
     measures = analysed.pairs[0].measures
     for side, folder in (("before", run.base_folder), ("after", run.run_dir / "model")):
         own, other = (states_by_hand(folder, code).double() for code in ("mlt_Latn", "eng_Latn"))

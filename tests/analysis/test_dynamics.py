@@ -43,7 +43,8 @@ def test_course_of_a_run(tiny_recipe: Path) -> None:
     run_dir = make_run(tiny_recipe, "dynamics/written", lines=LINES)
     analyze([run_dir], only=["dynamics"])
     (content,) = read_analysis(analysis_dir(run_dir), "dynamics")
-    assert content["inputs"] == ["metrics.jsonl"]
+    (read,) = content["inputs"]
+    assert (read["path"], read["step"]) == ("metrics.jsonl", 3)
     assert content["steps"] == {
         "step": [1, 2, 3],
         "tokens": [100, 190, 300],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,14 @@ def test_against_sets_counted_by_hand(tiny_recipe: Path) -> None:
     run_dir = make_run(tiny_recipe, "overlap/one")
     analyze([run_dir], only=["overlap"])
     (content,) = read_analysis(analysis_dir(run_dir), "overlap")
-    assert content["inputs"] == ["neurons.safetensors", str(tiny_recipe.parent / "neurons.safetensors")]
+    identified = tiny_recipe.parent / "neurons.safetensors"
+    assert content["inputs"] == [
+        {"path": name, "step": None, "digest": sha256(path.read_bytes()).hexdigest()}
+        for name, path in (
+            ("neurons.safetensors", run_dir / "neurons.safetensors"),
+            (str(identified), identified),
+        )
+    ]
     found = TrainedOverlap.from_json(content)
     assert (found.num_neurons, found.num_model_neurons, found.per_layer, found.exclusive) == (
         3,

@@ -214,6 +214,12 @@ def test_a_pack_is_as_good_as_an_export(tiny_recipe: Path) -> None:
         base_fingerprint=run.facts["model_fingerprint"],
         base_model="base",
         languages=("mlt_Latn",),
-        origin={},
+        origin={"step": 40},
     ).save(packed / "pack.safetensors")
-    assert measure_updates(open_runs([packed])[0]).parts == measure_updates(run).parts
+    of_export, of_pack = measure_updates(run), measure_updates(open_runs([packed])[0])
+    assert of_pack.parts == of_export.parts
+    for one, path, step in ((of_export, "model", 0), (of_pack, "pack.safetensors", 40)):
+        base, trained = one.subject.inputs
+        assert (base.step, base.digest) == (None, run.facts["model_fingerprint"])
+        assert (trained.path, trained.step) == (path, step)
+    assert of_export.subject.inputs[1].digest == "of the test"
