@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lape_ds.analysis.results import ANALYSES, analysis_dir
+from lape_ds.analysis.training.results import ANALYSES, analysis_dir
 from lape_ds.recipe import NEURON_METHODS
 from lape_ds.report.analysis_files import read_analysis_file, stale_note
 from lape_ds.report.blocks import Block, Missing, Picture, Prose, Section, Table, command
@@ -82,8 +82,8 @@ def _analysis_named(name: str) -> _Analysis:
     """Imports matplotlib and the analysis."""
     match name:
         case "dynamics":
-            from lape_ds.analysis.dynamics import Dynamics
-            from lape_ds.analysis.dynamics_picture import draw_dynamics
+            from lape_ds.analysis.training.dynamics import Dynamics
+            from lape_ds.analysis.training.dynamics_picture import draw_dynamics
 
             told = (
                 "Training loss, change of held-out text, gradient norm and update norm over the tokens seen."
@@ -98,8 +98,8 @@ def _analysis_named(name: str) -> _Analysis:
                 dynamics_data,
             )
         case "updates":
-            from lape_ds.analysis.updates import Updates
-            from lape_ds.analysis.updates_picture import draw_updates
+            from lape_ds.analysis.training.updates import Updates
+            from lape_ds.analysis.training.updates_picture import draw_updates
 
             told = "How far and in how many directions each projection of each layer moved."
             return _Analysis(
@@ -112,8 +112,8 @@ def _analysis_named(name: str) -> _Analysis:
                 updates_data,
             )
         case "alignment":
-            from lape_ds.analysis.alignment import Alignment
-            from lape_ds.analysis.alignment_picture import draw_alignment
+            from lape_ds.analysis.alignment.numbers import Alignment
+            from lape_ds.analysis.alignment.picture import draw_alignment
 
             told = "How near sentences of one meaning are in two languages, layer by layer, before and after training."
             return _Analysis(
@@ -126,8 +126,8 @@ def _analysis_named(name: str) -> _Analysis:
                 alignment_data,
             )
         case "activations":
-            from lape_ds.analysis.activation_change import Activations
-            from lape_ds.analysis.activation_picture import draw_activations
+            from lape_ds.analysis.training.activations import Activations
+            from lape_ds.analysis.training.activations_picture import draw_activations
 
             told = "How often gates are active before and after training: single neurons, languages, layers."
             return _Analysis(
@@ -140,8 +140,8 @@ def _analysis_named(name: str) -> _Analysis:
                 activations_data,
             )
         case "overlap":
-            from lape_ds.analysis.trained_overlap import TrainedOverlap
-            from lape_ds.analysis.trained_overlap_picture import draw_trained_overlap
+            from lape_ds.analysis.training.trained_overlap import TrainedOverlap
+            from lape_ds.analysis.training.trained_overlap_picture import draw_trained_overlap
 
             told = "What share of the trained neurons each language has too, and where in the model they lie."
             return _Analysis(

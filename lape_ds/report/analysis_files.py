@@ -1,7 +1,7 @@
 """The files of `lape-ds analyze`, and whether they are of the run as it is now; where they are not, the page says so.
 
 Before analyses.py, which puts these notes above the numbers. An analysis says in which state everything was that it read
-(analysis/inputs.py); the same is asked here of the run's files as they are.
+(analysis/training/inputs.py); the same is asked here of the run's files as they are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lape_ds.analysis.inputs import EXPORT, METRICS, PACK, file_digest, metrics_input
-from lape_ds.analysis.results import KIND, SCHEMA_VERSION
+from lape_ds.analysis.training.inputs import EXPORT, METRICS, PACK, file_digest, metrics_input
+from lape_ds.analysis.training.results import KIND, SCHEMA_VERSION
 from lape_ds.errors import UserError
 from lape_ds.report.blocks import Prose, command
 from lape_ds.report.numbers import Code, Line, Number, Strong, count, joined, line

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lape_ds.analysis.results import common_parent
+from lape_ds.analysis.training.results import common_parent
 from lape_ds.report.analysis_files import read_analysis_file, stale_note
 from lape_ds.report.blocks import Block, Cell, Missing, Row, Table, command
 from lape_ds.report.numbers import (

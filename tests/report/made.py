@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from lape_ds.analysis.ablation_tables import as_json as ablation_json
-from lape_ds.analysis.report import report_frontier
-from lape_ds.analysis.specificity import Specificity
+from lape_ds.analysis.neurons.ablation_tables import as_json as ablation_json
+from lape_ds.analysis.neurons.specificity import Specificity
+from lape_ds.analysis.sweep.report import report_frontier
 from lape_ds.evaluation.comparing.command import compare_command
 from lape_ds.matrix.table import make_table, write_table
 from lape_ds.neurons.stability import measure_stability
 from lape_ds.recipe import IdentifySection, Recipe, load_recipe, sweep_runs
 from lape_ds.runlog import write_run_json
 from lape_ds.writing import write_json
-from tests.analysis.ablations import random_ablation
+from tests.analysis.neurons.ablations import random_ablation
 from tests.evaluation.comparing.written import answers, write_task
 from tests.matrix.matrices import hand_matrix, write_all_runs
 from tests.neurons.test_selection import CODES, KNOBS, all_counts

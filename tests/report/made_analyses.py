@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lape_ds.analysis.activation_change import EDGES, Activations, GroupChange, Points
-from lape_ds.analysis.alignment import MEASURES, Alignment, BeforeAfter, PairAlignment
-from lape_ds.analysis.dynamics import read_dynamics
-from lape_ds.analysis.inputs import Input, file_input
-from lape_ds.analysis.results import Subject, write_analysis, write_files
-from lape_ds.analysis.runs import AnalyzedRun
-from lape_ds.analysis.trained_overlap import LanguageShare, TrainedOverlap
-from lape_ds.analysis.updates import Directions, PartDirections, PartUpdate, Updates
+from lape_ds.analysis.alignment.numbers import MEASURES, Alignment, BeforeAfter, PairAlignment
+from lape_ds.analysis.training.activations import EDGES, Activations, GroupChange, Points
+from lape_ds.analysis.training.dynamics import read_dynamics
+from lape_ds.analysis.training.inputs import Input, file_input
+from lape_ds.analysis.training.results import Subject, write_analysis, write_files
+from lape_ds.analysis.training.run import AnalyzedRun
+from lape_ds.analysis.training.trained_overlap import LanguageShare, TrainedOverlap
+from lape_ds.analysis.training.updates import Directions, PartDirections, PartUpdate, Updates
 from lape_ds.recipe import Recipe
 
 LAYERS = 3
