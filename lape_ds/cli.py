@@ -178,7 +178,7 @@ def sweep(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     Example: lape-ds sweep recipes/quickstart.yaml sweep.seeds=[0,1,2]
     """
     loaded = load(recipe, overrides)
-    from lape_ds.analysis.report import report_frontier
+    from lape_ds.analysis.sweep.report import report_frontier
     from lape_ds.training.sweep_launch import launch_sweep
 
     launch_sweep(loaded, recipe, overrides or [])

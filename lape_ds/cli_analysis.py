@@ -54,7 +54,7 @@ def analyze_runs(
 
     Example: lape-ds analyze runs/quickstart/train/subnetwork --only dynamics,updates
     """
-    from lape_ds.analysis.alignment import ParallelRequest
+    from lape_ds.analysis.alignment.numbers import ParallelRequest
     from lape_ds.analysis.analyze import analyze
 
     request = None

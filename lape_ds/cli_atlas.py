@@ -63,7 +63,7 @@ def make_atlas(
         check_push(push, private=private)
     elif private:
         raise UserError("--private: nothing is pushed; give --push USER/NAME too")
-    from lape_ds.analysis.ablation import report_ablation
+    from lape_ds.analysis.neurons.ablation import report_ablation
     from lape_ds.atlas.folder import write_atlas
     from lape_ds.identification.ablation import ablate
     from lape_ds.identification.command import run_identification

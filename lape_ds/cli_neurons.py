@@ -37,13 +37,13 @@ def show_neurons(
 
     Example: lape-ds neurons show runs/quickstart/identify/neurons.safetensors --picture layers.png
     """
-    from lape_ds.analysis.overlap import Layers
+    from lape_ds.analysis.neurons.overlap import Layers
     from lape_ds.neurons.neuron_set import NeuronSet
 
     layers = Layers.of(NeuronSet.load(_neurons_file(neurons)))
     typer.echo(json.dumps(layers.as_json(), indent=2) if as_json else "\n".join(layers.lines()))
     if picture is not None:
-        from lape_ds.analysis.neuron_pictures import draw_layers, write_picture
+        from lape_ds.analysis.neurons.pictures import draw_layers, write_picture
 
         write_picture(draw_layers(layers), picture)
 
@@ -59,14 +59,14 @@ def overlap_neurons(
 
     Example: lape-ds neurons overlap recipes/quickstart.yaml --by family --picture overlap.svg
     """
-    from lape_ds.analysis.overlap import Overlap
+    from lape_ds.analysis.neurons.overlap import Overlap
     from lape_ds.neurons.neuron_set import NeuronSet
 
     found = NeuronSet.load(_neurons_file(neurons))
     overlap = Overlap.of_languages(found) if by == "language" else Overlap.of_families(found)
     typer.echo(json.dumps(overlap.as_json(), indent=2) if as_json else "\n".join(overlap.lines()))
     if picture is not None:
-        from lape_ds.analysis.neuron_pictures import draw_overlap, write_picture
+        from lape_ds.analysis.neurons.pictures import draw_overlap, write_picture
 
         write_picture(draw_overlap(overlap, title=f"Shared neurons, {found.model_id}"), picture)
 
@@ -89,7 +89,7 @@ def check_script(
 
     Example: lape-ds neurons script-check runs/a/identify/neurons.safetensors runs/b/identify/neurons.safetensors --language ka
     """
-    from lape_ds.analysis.script_check import check_script
+    from lape_ds.analysis.neurons.script_check import check_script
     from lape_ds.languages import find_language
     from lape_ds.neurons.neuron_set import NeuronSet
 
@@ -123,8 +123,8 @@ def ablate_neurons(
     Example: lape-ds neurons ablate recipes/quickstart.yaml --languages mt,is,ka,ne --tokens 3000
     """
     loaded = load(recipe, overrides)
-    from lape_ds.analysis.ablation import report_ablation
-    from lape_ds.analysis.neuron_pictures import check_picture
+    from lape_ds.analysis.neurons.ablation import report_ablation
+    from lape_ds.analysis.neurons.pictures import check_picture
     from lape_ds.identification.ablation import ablate
 
     if picture is not None:
@@ -262,7 +262,7 @@ def show_stability(
 
     Counts alone: lape-ds neurons stability merged identify.top_rate=0.01
     """
-    from lape_ds.analysis.stability_tables import knob_lines, stability_lines
+    from lape_ds.analysis.neurons.stability_tables import knob_lines, stability_lines
     from lape_ds.neurons.selection import counts_files
     from lape_ds.neurons.stability import measure_files
 
@@ -280,8 +280,8 @@ def show_stability(
     lines = [*stability_lines(stability), *knob_lines(section, without_recipe=without_recipe)]
     typer.echo(json.dumps(stability.as_json(), indent=2) if as_json else "\n".join(lines))
     if picture is not None:
-        from lape_ds.analysis.neuron_pictures import write_picture
-        from lape_ds.analysis.stability_pictures import draw_stability
+        from lape_ds.analysis.neurons.pictures import write_picture
+        from lape_ds.analysis.neurons.stability_pictures import draw_stability
 
         write_picture(draw_stability(stability), picture)
 

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lape_ds.analysis.alignment import ParallelRequest
-from lape_ds.analysis.results import (
+from lape_ds.analysis.alignment.numbers import ParallelRequest
+from lape_ds.analysis.training.results import (
     ANALYSES,
     Result,
     analysis_dir,
@@ -24,7 +24,7 @@ from lape_ds.analysis.results import (
     write_analysis,
     write_files,
 )
-from lape_ds.analysis.runs import AnalyzedRun, open_runs
+from lape_ds.analysis.training.run import AnalyzedRun, open_runs
 from lape_ds.errors import UserError
 
 _LOG_WIDTH = 160  # a log has no width of its own, and tables of a dozen figures do not fit 80 columns
@@ -56,31 +56,34 @@ def analysis_named(name: str, parallel: ParallelRequest) -> Analysis:
     """
     match name:
         case "dynamics":
-            from lape_ds.analysis.dynamics import dynamics_table, read_dynamics
-            from lape_ds.analysis.dynamics_picture import draw_dynamics
+            from lape_ds.analysis.training.dynamics import dynamics_table, read_dynamics
+            from lape_ds.analysis.training.dynamics_picture import draw_dynamics
 
             return Analysis(read_dynamics, draw_dynamics, dynamics_table)
         case "alignment":
-            from lape_ds.analysis.alignment import alignment_table
-            from lape_ds.analysis.alignment_picture import draw_alignment
-            from lape_ds.analysis.measure_alignment import measure_alignment
+            from lape_ds.analysis.alignment.measure import measure_alignment
+            from lape_ds.analysis.alignment.numbers import alignment_table
+            from lape_ds.analysis.alignment.picture import draw_alignment
 
             return Analysis(partial(measure_alignment, request=parallel), draw_alignment, alignment_table)
         case "activations":
-            from lape_ds.analysis.activation_change import activations_table
-            from lape_ds.analysis.activation_picture import draw_activations
-            from lape_ds.analysis.measure_activations import measure_activations
+            from lape_ds.analysis.training.activation_measures import measure_activations
+            from lape_ds.analysis.training.activations import activations_table
+            from lape_ds.analysis.training.activations_picture import draw_activations
 
             return Analysis(measure_activations, draw_activations, activations_table)
         case "updates":
-            from lape_ds.analysis.update_measures import measure_updates
-            from lape_ds.analysis.updates import updates_table
-            from lape_ds.analysis.updates_picture import draw_updates
+            from lape_ds.analysis.training.update_measures import measure_updates
+            from lape_ds.analysis.training.updates import updates_table
+            from lape_ds.analysis.training.updates_picture import draw_updates
 
             return Analysis(measure_updates, draw_updates, updates_table, _report_directions)
         case "overlap":
-            from lape_ds.analysis.trained_overlap import measure_trained_overlap, trained_overlap_table
-            from lape_ds.analysis.trained_overlap_picture import draw_trained_overlap
+            from lape_ds.analysis.training.trained_overlap import (
+                measure_trained_overlap,
+                trained_overlap_table,
+            )
+            from lape_ds.analysis.training.trained_overlap_picture import draw_trained_overlap
 
             return Analysis(measure_trained_overlap, draw_trained_overlap, trained_overlap_table)
         case _:
@@ -171,9 +174,9 @@ def _make(
 
 def _report_directions(runs: Sequence[AnalyzedRun], folder: Path) -> Sequence[Table]:
     """Angles between the weight updates of several runs, which only all of them together have."""
-    from lape_ds.analysis.update_measures import measure_directions
-    from lape_ds.analysis.updates import directions_table
-    from lape_ds.analysis.updates_picture import draw_directions
+    from lape_ds.analysis.training.update_measures import measure_directions
+    from lape_ds.analysis.training.updates import directions_table
+    from lape_ds.analysis.training.updates_picture import draw_directions
 
     if len(runs) < 2:
         return ()

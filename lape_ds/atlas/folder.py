@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lape_ds.analysis.neuron_pictures import draw_layers, draw_overlap, write_picture
-from lape_ds.analysis.overlap import Layers, Overlap, set_families
+from lape_ds.analysis.neurons.overlap import Layers, Overlap, set_families
+from lape_ds.analysis.neurons.pictures import draw_layers, draw_overlap, write_picture
 from lape_ds.atlas.card import write_card
 from lape_ds.atlas.picture import draw_agreement_and_confidence
 from lape_ds.atlas.provenance import commits_read

@@ -1,7 +1,7 @@
 """The atlas's picture of how sure every language's set is: agreement with that from less text, and confidence of its neurons.
 
-After stability.json, whose figures it shows; needs matplotlib and no display. Rows as in neuron_pictures.py. Of a selection whose
-counts are at hand, stability_pictures.py draws the curve alone.
+After stability.json, whose figures it shows; needs matplotlib and no display. Rows as in analysis/neurons/pictures.py. Of
+a selection whose counts are at hand, stability_pictures.py there draws the curve alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lape_ds.analysis.neuron_pictures import name_families, name_rows, part_families, row_size
-from lape_ds.analysis.overlap import by_family
+from lape_ds.analysis.neurons.overlap import by_family
+from lape_ds.analysis.neurons.pictures import name_families, name_rows, part_families, row_size
 from lape_ds.analysis.style import COLOURS, INK, drawing
 
 _AGREEMENT, _CONFIDENCE = COLOURS[:2]

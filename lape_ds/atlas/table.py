@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from lape_ds.analysis.overlap import Layers
+from lape_ds.analysis.neurons.overlap import Layers
 from lape_ds.languages import find_language
 from lape_ds.neurons.neuron_set import NeuronSet
 

@@ -2,7 +2,7 @@
 
 After identification: takes the neuron set, the counts (for the control of most active neurons) and the model, and leaves the
 negative log-likelihood of every document, row by row. Scores and their intervals are made of these by
-analysis/specificity.py.
+analysis/neurons/specificity.py.
 
 A language's neurons set to 0 should cost that language more than the others: so LAPE's neurons are shown to matter by Tang et
 al., arXiv 2402.16438 (there by perplexity), and again by Gurgurov et al., arXiv 2510.13580. The controls have as many

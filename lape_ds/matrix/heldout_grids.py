@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lape_ds.analysis.frontier import MethodFrontier, RatePoint, levels
-from lape_ds.analysis.sweep_results import SweepResults, read_sweep
+from lape_ds.analysis.sweep.frontier import MethodFrontier, RatePoint, levels
+from lape_ds.analysis.sweep.results import SweepResults, read_sweep
 from lape_ds.matrix.grids import Better, Grid, Row, Value, judged
 from lape_ds.matrix.student import mean_interval
 from lape_ds.recipe import MatrixModel

@@ -123,7 +123,7 @@ def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) 
 def _draw_frontier(language: MatrixLanguage, trained: Sequence[str]) -> None:
     if not trained:
         return
-    from lape_ds.analysis.report import write_frontier
+    from lape_ds.analysis.sweep.report import write_frontier
 
     try:
         write_frontier(load_recipe(language.recipe_file))

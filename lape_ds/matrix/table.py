@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lape_ds import __version__
-from lape_ds.analysis.frontier_panels import draw_panels
+from lape_ds.analysis.sweep.panels import draw_panels
 from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.markdown import markdown_table

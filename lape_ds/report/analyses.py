@@ -6,15 +6,15 @@ made in `dynamics_tables.py`, `weight_tables.py` and `language_tables.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lape_ds.analysis.results import ANALYSES, KIND, SCHEMA_VERSION, analysis_dir
-from lape_ds.errors import UserError
+from lape_ds.analysis.training.results import ANALYSES, analysis_dir
 from lape_ds.recipe import NEURON_METHODS
+from lape_ds.report.analysis_files import read_analysis_file, stale_note
 from lape_ds.report.blocks import Block, Missing, Picture, Prose, Section, Table, command
 from lape_ds.report.dynamics_tables import dynamics_data, dynamics_tables
 from lape_ds.report.language_tables import (
@@ -82,8 +82,8 @@ def _analysis_named(name: str) -> _Analysis:
     """Imports matplotlib and the analysis."""
     match name:
         case "dynamics":
-            from lape_ds.analysis.dynamics import Dynamics
-            from lape_ds.analysis.dynamics_picture import draw_dynamics
+            from lape_ds.analysis.training.dynamics import Dynamics
+            from lape_ds.analysis.training.dynamics_picture import draw_dynamics
 
             told = (
                 "Training loss, change of held-out text, gradient norm and update norm over the tokens seen."
@@ -98,8 +98,8 @@ def _analysis_named(name: str) -> _Analysis:
                 dynamics_data,
             )
         case "updates":
-            from lape_ds.analysis.updates import Updates
-            from lape_ds.analysis.updates_picture import draw_updates
+            from lape_ds.analysis.training.updates import Updates
+            from lape_ds.analysis.training.updates_picture import draw_updates
 
             told = "How far and in how many directions each projection of each layer moved."
             return _Analysis(
@@ -112,8 +112,8 @@ def _analysis_named(name: str) -> _Analysis:
                 updates_data,
             )
         case "alignment":
-            from lape_ds.analysis.alignment import Alignment
-            from lape_ds.analysis.alignment_picture import draw_alignment
+            from lape_ds.analysis.alignment.numbers import Alignment
+            from lape_ds.analysis.alignment.picture import draw_alignment
 
             told = "How near sentences of one meaning are in two languages, layer by layer, before and after training."
             return _Analysis(
@@ -126,8 +126,8 @@ def _analysis_named(name: str) -> _Analysis:
                 alignment_data,
             )
         case "activations":
-            from lape_ds.analysis.activation_change import Activations
-            from lape_ds.analysis.activation_picture import draw_activations
+            from lape_ds.analysis.training.activations import Activations
+            from lape_ds.analysis.training.activations_picture import draw_activations
 
             told = "How often gates are active before and after training: single neurons, languages, layers."
             return _Analysis(
@@ -140,8 +140,8 @@ def _analysis_named(name: str) -> _Analysis:
                 activations_data,
             )
         case "overlap":
-            from lape_ds.analysis.trained_overlap import TrainedOverlap
-            from lape_ds.analysis.trained_overlap_picture import draw_trained_overlap
+            from lape_ds.analysis.training.trained_overlap import TrainedOverlap
+            from lape_ds.analysis.training.trained_overlap_picture import draw_trained_overlap
 
             told = "What share of the trained neurons each language has too, and where in the model they lie."
             return _Analysis(
@@ -173,8 +173,15 @@ def analysis_sections(runs: Sequence[Run], reader: Reader) -> list[Section]:
 
 
 def _find(name: str, runs: Sequence[Run], reader: Reader) -> Found:
-    places = {run: reader.json(analysis_dir(run.folder) / f"{name}.json") for run in runs}
-    return {run: _checked(place, run) for run, place in places.items() if place is not None}
+    places = {
+        run: read_analysis_file(analysis_dir(run.folder) / f"{name}.json", _again(name, run), reader)
+        for run in runs
+    }
+    return {run: place for run, place in places.items() if place is not None}
+
+
+def _again(name: str, run: Run) -> str:
+    return command("lape-ds", "analyze", run.folder, "--only", name)
 
 
 def _missing(names: Sequence[str], runs: Sequence[Run]) -> Missing:
@@ -187,13 +194,11 @@ def _missing(names: Sequence[str], runs: Sequence[Run]) -> Missing:
     return Missing(what, command("lape-ds", "analyze", *(run.folder for run in runs), *only))
 
 
-def _checked(place: Place, run: Run) -> Place:
-    head = [place.content.get(key) for key in ("kind", "schema_version")]
-    if head != [KIND, SCHEMA_VERSION]:
-        raise UserError(
-            f"{analysis_dir(run.folder)} was written by another version of lape-ds: run `lape-ds analyze {run.folder}` again"
-        )
-    return place
+def _stale_notes(name: str, found: Found, reader: Reader) -> Iterator[Block]:
+    for run, place in found.items():
+        note = stale_note(run, place["inputs"], _again(name, run), reader)
+        if note is not None:
+            yield note
 
 
 def _named(result: Any, label: str) -> Any:
@@ -215,6 +220,7 @@ def _blocks(name: str, found: Found, reader: Reader) -> list[Block]:
         )
     joint = direction_blocks(found, reader) if name == "updates" else []
     return [
+        *_stale_notes(name, found, reader),
         *analysis.tables(found),
         *joint,
         Picture(svg, analysis.told, analysis.data(found)),

@@ -105,10 +105,12 @@ class Prose:
     Attributes:
         text: Words and numbers.
         is_note: In small type: how to read what stands above.
+        is_warning: Set apart: what stands below is not what it seems.
     """
 
     text: Any
     is_note: bool = False
+    is_warning: bool = False
     kind: str = field(default="prose", init=False)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from lape_ds.analysis.activation_change import GROUP_NAMES
+from lape_ds.analysis.alignment.numbers import MEAN_NAMES, MEASURE_NAMES
+from lape_ds.analysis.training.activations import GROUP_NAMES
 from lape_ds.languages import find_language
 from lape_ds.report.blocks import Row, Table
 from lape_ds.report.numbers import (
@@ -29,28 +30,19 @@ from lape_ds.report.runs import Run
 from lape_ds.report.setup import DASH
 from lape_ds.report.sources import Place
 
-_ALIGNMENT = {
-    "retrieval": "retrieval@1",
-    "centred_retrieval": "centred retrieval@1",
-    "cka": "linear CKA",
-    "cosine": "cosine",
-    "cosine_above_unpaired": "cosine above unpaired",
-}
-_MEANS = {"english": "with English", "others": "with the others, mean"}
-
 
 def alignment_tables(found: Mapping[Run, Place]) -> list[Table]:
     """Means over layers before and after, run by run; every pair behind a fold."""
     tables = []
     for run, place in found.items():
-        rows = [Row(_MEANS[name], _measures(measures)) for name, measures in place["means"].items()]
+        rows = [Row(MEAN_NAMES[name], _measures(measures)) for name, measures in place["means"].items()]
         caption = line(
             Code(run.label), ": means over layers, before → after, and the change ± half of its interval; ",
             count(Number.at(place["num_sentences"])), " sentences of ", Quoted(place["source"]),
         )  # fmt: skip
         headings = [
             "pairs",
-            *(heading for name in _ALIGNMENT.values() for heading in (_mentioned(name), "change")),
+            *(heading for name in MEASURE_NAMES.values() for heading in (_mentioned(name), "change")),
         ]
         tables.append(Table(caption, headings, rows))
         pairs = [
@@ -72,7 +64,7 @@ def _mentioned(name: str) -> Any:
 
 def _measures(measures: Place) -> list[Any]:
     cells: list[Any] = []
-    for name in _ALIGNMENT:
+    for name in MEASURE_NAMES:
         found = measures[name]
         before, after = Number.at(found["mean_before"]), Number.at(found["mean_after"])
         half = number_at(found.get("mean_half_width"))
@@ -87,14 +79,14 @@ def alignment_data(found: Mapping[Run, Place]) -> list[Table]:
     for run, place in found.items():
         for name, measures in place["means"].items():
             rows = [
-                Row(_layer(layer), [_before_after(measures[measure], layer) for measure in _ALIGNMENT])
+                Row(_layer(layer), [_before_after(measures[measure], layer) for measure in MEASURE_NAMES])
                 for layer in range(len(measures["cka"]["before"]))
             ]
             caption = line(
-                Code(run.label), f": by layer, {_MEANS[name]}, before → after; in brackets what shuffled pairs give (of the "
+                Code(run.label), f": by layer, {MEAN_NAMES[name]}, before → after; in brackets what shuffled pairs give (of the "
                 "cosine: the anisotropy)",
             )  # fmt: skip
-            headings = ["layers behind", *(_mentioned(one) for one in _ALIGNMENT.values())]
+            headings = ["layers behind", *(_mentioned(one) for one in MEASURE_NAMES.values())]
             tables.append(Table(caption, headings, rows))
     return tables
 

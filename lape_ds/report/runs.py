@@ -13,6 +13,7 @@ from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.report.numbers import Number, mean
 from lape_ds.report.sources import Place, Reader
+from lape_ds.training.run_folder import EXPORT_MARKER
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _read_run(folder: Path, label: str, reader: Reader) -> Run:
             f"{folder} is not the folder of a training (no run.json of one); give output_dir/train/<run>, or a recipe"
         )
     lines = reader.lines(folder / "metrics.jsonl")
-    exported = reader.json(folder / "model" / "lape_ds_export.json")
+    exported = reader.json(folder / "model" / EXPORT_MARKER)
     measured = [] if lines is None else [line for _, line in lines.items() if "heldout_bits_per_byte" in line]
     diverged = [] if lines is None else [line["diverged"] for _, line in lines.items() if "diverged" in line]
     return Run(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lape_ds.analysis.results import common_parent
+from lape_ds.analysis.training.results import common_parent
+from lape_ds.report.analysis_files import read_analysis_file, stale_note
 from lape_ds.report.blocks import Block, Cell, Missing, Row, Table, command
 from lape_ds.report.numbers import (
     Code,
@@ -88,12 +89,15 @@ def direction_blocks(found: Mapping[Run, Place], reader: Reader) -> list[Block]:
         return []
     folders = [run.folder for run in found]
     parent = common_parent(folders)
-    place = reader.json(parent / "analysis" / "directions.json")
-    names = {str(folder.relative_to(parent)) for folder in folders}
-    if place is None or not names <= set(place["runs"].content):
-        what = "Angles between the weight updates of the runs"
-        return [Missing(what, command("lape-ds", "analyze", *folders, "--only", "updates"))]
-    return [_directions(place, [index for index, name in enumerate(place["runs"].content) if name in names])]
+    named = {str(run.folder.relative_to(parent)): run for run in found}
+    again = command("lape-ds", "analyze", *folders, "--only", "updates")
+    place = read_analysis_file(parent / "analysis" / "directions.json", again, reader)
+    if place is None or not named.keys() <= set(place["runs"].content):
+        return [Missing("Angles between the weight updates of the runs", again)]
+    chosen = {index: named[name] for index, name in enumerate(place["runs"].content) if name in named}
+    models = {run: place["inputs"][1 + index] for index, run in chosen.items()}  # behind the base
+    notes = (stale_note(run, [model], again, reader) for run, model in models.items())
+    return [*(note for note in notes if note is not None), _directions(place, list(chosen))]
 
 
 def _directions(place: Place, chosen: Sequence[int]) -> Table:

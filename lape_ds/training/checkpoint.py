@@ -30,7 +30,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lape_ds.errors import UserError
-from lape_ds.training.checksums import damaged_bytes, damaged_size, seal_holds, unsealed
+from lape_ds.training.checksums import SEAL, damaged_bytes, damaged_size, seal_holds, unsealed
+from lape_ds.training.run_folder import checkpoint_name, checkpoints_in
 
 SCHEMA_VERSION = 2  # 2: checksums
 LORA_R = "LoRA's r"  # in the identity of a run: export needs the number that `match` gave
@@ -106,6 +107,11 @@ class CheckpointReader:
             raise DamagedCheckpoint(f"{self.folder} is damaged: {reason}")
 
     @property
+    def digest(self) -> str:
+        """Of its state, in which the checksums of all its files stand: no other checkpoint has it."""
+        return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))[SEAL]
+
+    @property
     def names(self) -> list[str]:
         """The weights of which something was trained."""
         return list(self._parts)
@@ -134,16 +140,6 @@ class CheckpointReader:
                 f"{self.folder} lacks entries {position}:{stop} of {name}; a rank's file is missing"
             )
         return torch.cat(pieces)
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after so many steps."""
-    return f"step-{step:08d}"
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """All checkpoints, newest first; none where the folder is not there."""
-    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

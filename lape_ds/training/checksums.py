@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 _CHUNK_BYTES = 16 << 20
-_SEAL = "xxh3_128"
+SEAL = "xxh3_128"  # the name of a digest in JSON
 _SECONDS_BEFORE_READING_AGAIN = 5.0
 
 
@@ -25,7 +25,7 @@ def file_seal(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-        return {"bytes": file.tell(), _SEAL: digest.hexdigest()}
+        return {"bytes": file.tell(), SEAL: digest.hexdigest()}
 
 
 def damaged_size(path: Path, seal: Mapping[str, Any]) -> str | None:
@@ -63,17 +63,17 @@ def _read_twice(path: Path) -> dict[str, Any]:
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """JSON content with its own digest in it."""
-    return {**content, _SEAL: _json_digest(content)}
+    return {**content, SEAL: _json_digest(content)}
 
 
 def seal_holds(content: Mapping[str, Any]) -> bool:
     """Whether content that was read is what `sealed` gave."""
-    return content.get(_SEAL) == _json_digest(unsealed(content))
+    return content.get(SEAL) == _json_digest(unsealed(content))
 
 
 def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content without its digest."""
-    return {key: value for key, value in content.items() if key != _SEAL}
+    return {key: value for key, value in content.items() if key != SEAL}
 
 
 def _json_digest(content: Mapping[str, Any]) -> str:

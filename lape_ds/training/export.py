@@ -25,9 +25,8 @@ from lape_ds.recipe import Recipe, TrainSection, load_recipe
 from lape_ds.subnetwork.adapters import ADAPTER_METHODS, adapted_weights, add_adapter, merge_adapter
 from lape_ds.subnetwork.entries import Mask, bits, entry_masks, write_part
 from lape_ds.training.checkpoint import LORA_R, CheckpointReader, open_checkpoint
+from lape_ds.training.run_folder import EXPORT_MARKER
 from lape_ds.writing import whole_folder, write_json
-
-_MARKER = "lape_ds_export.json"  # by it a later export knows a folder that it may replace
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Export:
     Attributes:
         folder: The model folder.
         step: Of the checkpoint.
+        checkpoint: Its digest: which checkpoint of that step.
         total_steps: Of the whole run, which may not be finished.
         num_neurons: That were trained; None where whole weights were.
         trained: Weights that were trained, those of an adapter counted as they were before merging.
@@ -47,6 +47,7 @@ class Export:
 
     folder: Path
     step: int
+    checkpoint: str
     total_steps: int
     num_neurons: int | None
     trained: int
@@ -84,13 +85,14 @@ def export_model(
     recipe, reader, base_folder, neurons = run.recipe, run.reader, run.base_folder, run.neurons
     model = write_entries(run.load_base(), reader, recipe.train, neurons)
     target = folder or run_dir / "model"
-    with whole_folder(target, marker_files=(_MARKER,)) as temporary:
+    with whole_folder(target, marker_files=(EXPORT_MARKER,)) as temporary:
         write_model(model, temporary, tokenizer_folder=base_folder)
         del model  # one whole model in memory at a time
         base = run.load_base()
         done = Export(
             folder=target,
             step=reader.state.step,
+            checkpoint=reader.digest,
             total_steps=int(reader.state.identity["steps"]),
             num_neurons=None if neurons is None else len(neurons),
             trained=reader.state.num_entries,
@@ -98,7 +100,7 @@ def export_model(
             total=sum(weight.numel() for weight in base.parameters()),
             merged=recipe.train.method in ADAPTER_METHODS,
         )
-        write_json(temporary / _MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
+        write_json(temporary / EXPORT_MARKER, vars(done) | {"folder": str(target), "run": str(run_dir)})
     return done
 
 

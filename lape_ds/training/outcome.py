@@ -18,7 +18,7 @@ from lape_ds.errors import UserError
 from lape_ds.languages import find_language
 from lape_ds.recipe import Recipe
 from lape_ds.training.metrics import read_metrics
-from lape_ds.training.run_folder import heldout_by_step
+from lape_ds.training.run_folder import EXPORT_MARKER, heldout_by_step
 
 _ROUNDING = (
     5e-3  # bits per byte by which the base may differ between numbers of ranks and dtypes of the same text
@@ -52,7 +52,7 @@ def read_outcome(run_dir: Path) -> Outcome:
     Raises:
         UserError: It was not trained to a checkpoint, not exported, or measured nothing.
     """
-    export = run_dir / "model" / "lape_ds_export.json"
+    export = run_dir / "model" / EXPORT_MARKER
     if not export.exists():
         raise UserError(f"{run_dir} has no exported model; run `lape-ds export {run_dir}` first")
     exported = json.loads(export.read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def summarize(recipe: Recipe) -> None:
         UserError: There is none.
     """
     folder = recipe.output_dir / "train"
-    outcomes = [read_outcome(path.parent.parent) for path in folder.glob("*/model/lape_ds_export.json")]
+    outcomes = [read_outcome(path.parent.parent) for path in folder.glob(f"*/model/{EXPORT_MARKER}")]
     outcomes.sort(
         key=lambda outcome: (outcome.facts["recipe"]["train"]["method"] == "random", outcome.run_dir.name)
     )

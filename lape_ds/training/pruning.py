@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lape_ds.training.checkpoint import DamagedCheckpoint, checkpoint_name, checkpoints_in, read_state
+from lape_ds.training.checkpoint import DamagedCheckpoint, read_state
+from lape_ds.training.run_folder import checkpoint_name, checkpoints_in
 
 _ASIDE = "damaged-"
 

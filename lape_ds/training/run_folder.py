@@ -1,4 +1,4 @@
-"""What a run folder says of its run: of which recipe it is, and whether it is finished.
+"""What a run folder says of its run: of which recipe it is, whether it is finished, which checkpoints there are.
 
 Beside the loop, which writes it. Needs no torch.
 """
@@ -26,6 +26,9 @@ _HOW = {
     "keep_checkpoints",
 }
 _HOW |= {"resume", "log_update_norms", "tensorboard", "wandb", "run_name"}  # the folder itself says its name
+EXPORT_MARKER = (
+    "lape_ds_export.json"  # in an exported model; by it a later export knows a folder that it may replace
+)
 RUN_SECTIONS = (
     "seed",
     "languages",
@@ -56,6 +59,16 @@ def read_facts(run_dir: Path) -> dict[str, Any] | None:
     """A run's `run.json`; None before its training began."""
     path = run_dir / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after so many steps."""
+    return f"step-{step:08d}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoints of a run's `checkpoints`, newest first; none where the folder is not there."""
+    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def heldout_by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:

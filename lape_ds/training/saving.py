@@ -14,8 +14,9 @@ from torch import Tensor
 from lape_ds.distributed.ranks import by_first, gather, rank, together
 from lape_ds.errors import Diverged, UserError
 from lape_ds.subnetwork.methods import Trained
-from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState, checkpoint_name
+from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState
 from lape_ds.training.checksums import file_seal, sealed
+from lape_ds.training.run_folder import checkpoint_name
 from lape_ds.writing import sync, told_if_unwritable, write_json
 
 Seal = tuple[str, dict[str, Any]]  # a file's name, size and digest

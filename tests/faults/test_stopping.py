@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lape_ds.distributed.stopping import STOPPED, StopRequest
-from lape_ds.training.checkpoint import checkpoints_in
 from lape_ds.training.export import export_model
+from lape_ds.training.run_folder import checkpoints_in
 from tests.faults.scheduler import Jobs, assert_same_run, last_step, losses_of, metrics_of
 
 LONG = ["train.max_steps=100", "train.epochs=99", "train.checkpoint_every_steps=1000"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lape_ds.analysis import report
+from lape_ds.analysis.sweep import report
 from lape_ds.distributed.run_lock import take_lock
 from lape_ds.distributed.stopping import STOPPED
 from lape_ds.errors import UserError

@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from lape_ds.analysis.ablation_tables import as_json as ablation_json
-from lape_ds.analysis.report import report_frontier
-from lape_ds.analysis.specificity import Specificity
+from lape_ds.analysis.neurons.ablation_tables import as_json as ablation_json
+from lape_ds.analysis.neurons.specificity import Specificity
+from lape_ds.analysis.sweep.report import report_frontier
 from lape_ds.evaluation.comparing.command import compare_command
 from lape_ds.matrix.table import make_table, write_table
 from lape_ds.neurons.stability import measure_stability
 from lape_ds.recipe import IdentifySection, Recipe, load_recipe, sweep_runs
 from lape_ds.runlog import write_run_json
 from lape_ds.writing import write_json
-from tests.analysis.ablations import random_ablation
+from tests.analysis.neurons.ablations import random_ablation
 from tests.evaluation.comparing.written import answers, write_task
 from tests.matrix.matrices import hand_matrix, write_all_runs
 from tests.neurons.test_selection import CODES, KNOBS, all_counts
 from tests.report.made_analyses import write_analyses, write_directions
 
 STEPS = 7
+EXPORT = {"step": STEPS, "checkpoint": "of the last step", "num_neurons": 1234}
 RECIPE = """
 name: made
 output_dir: {folder}/made up
@@ -65,7 +66,7 @@ def write_run(recipe: Recipe, *, gain: float, forgetting: float, trained: int, e
         "".join(json.dumps(line) + "\n" for line in _lines(rng, gain, forgetting)), encoding="utf-8"
     )
     if exported:
-        write_json(folder / "model" / "lape_ds_export.json", {"step": STEPS, "num_neurons": 1234})
+        write_json(folder / "model" / "lape_ds_export.json", EXPORT)
     return folder
 
 
@@ -101,7 +102,7 @@ def write_everything(folder: Path) -> Path:
     full = load_recipe(path, ["train.method=full", "train.optimizer.learning_rate=1e-5"])
     folder = write_run(full, gain=0.44, forgetting=0.09, trained=1_235_814_400, exported=False)
     write_analyses(folder, full)
-    write_directions(recipe.output_dir / "train" / "analysis", ["subnetwork", "full"])
+    write_directions(recipe.output_dir / "train" / "analysis", ["subnetwork", "full"], STEPS)
     _write_sweep(recipe)
     _write_evaluation(recipe.output_dir)
     write_json(recipe.identify_dir / "stability.json", _stability())

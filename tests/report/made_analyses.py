@@ -6,38 +6,50 @@ from pathlib import Path
 
 import numpy as np
 
-from lape_ds.analysis.activation_change import EDGES, Activations, GroupChange, Points
-from lape_ds.analysis.alignment import MEASURES, Alignment, BeforeAfter, PairAlignment
-from lape_ds.analysis.dynamics import read_dynamics
-from lape_ds.analysis.results import Subject, write_analysis, write_files
-from lape_ds.analysis.runs import AnalyzedRun
-from lape_ds.analysis.trained_overlap import LanguageShare, TrainedOverlap
-from lape_ds.analysis.updates import Directions, PartDirections, PartUpdate, Updates
+from lape_ds.analysis.alignment.numbers import MEASURES, Alignment, BeforeAfter, PairAlignment
+from lape_ds.analysis.training.activations import EDGES, Activations, GroupChange, Points
+from lape_ds.analysis.training.dynamics import read_dynamics
+from lape_ds.analysis.training.inputs import Input, file_input
+from lape_ds.analysis.training.results import Subject, write_analysis, write_files
+from lape_ds.analysis.training.run import AnalyzedRun
+from lape_ds.analysis.training.trained_overlap import LanguageShare, TrainedOverlap
+from lape_ds.analysis.training.updates import Directions, PartDirections, PartUpdate, Updates
 from lape_ds.recipe import Recipe
 
 LAYERS = 3
+BASE = Input("/models/base", None, "ab" * 32)
 RNG = np.random.default_rng(7)
 
 
-def write_analyses(folder: Path, recipe: Recipe) -> None:
-    """All five of a run, but for the pictures."""
+def write_analyses(folder: Path, recipe: Recipe, *, pack_step: int | None = None) -> None:
+    """All five of a run, but for the pictures; of its pack of a step, else of its export, as if there had been one."""
     run = AnalyzedRun(folder, folder.name, recipe, {})
-    subject = run.subject()
+    dynamics = read_dynamics(run)
+    model = _model_input(run, dynamics.step[-1], pack_step)
+    (folder / "neurons.safetensors").write_text("some neurons")
+    neurons = run.neuron_set(folder / "neurons.safetensors")
     results = {
-        "dynamics": read_dynamics(run),
-        "updates": _updates(subject),
-        "alignment": _alignment(subject),
-        "activations": _activations(subject),
-        "overlap": _overlap(subject),
+        "dynamics": dynamics,
+        "updates": _updates(run.subject(BASE, model)),
+        "alignment": _alignment(run.subject(BASE, model)),
+        "activations": _activations(run.subject(BASE, model, neurons)),
+        "overlap": _overlap(run.subject(neurons)),
     }
     for name, result in results.items():
         write_analysis(folder / "analysis", name, [result], lambda path, _: path.touch())
 
 
-def write_directions(folder: Path, names: list[str]) -> None:
-    """Between two runs, as their joint analysis has them."""
+def _model_input(run: AnalyzedRun, step: int, pack_step: int | None) -> Input:
+    if pack_step is not None:
+        return file_input(run.run_dir / "pack.safetensors", run.run_dir, step=pack_step)
+    return run.trained if (run.run_dir / "model").exists() else Input("model", step, "no longer there")
+
+
+def write_directions(folder: Path, names: list[str], step: int) -> None:
+    """Between two runs of a step, as their joint analysis has them."""
     dots = ((2.0, 0.7), (0.7, 3.0))
-    found = Directions(tuple(names), ("base",), (PartDirections("up_proj", 0, dots),))
+    models = [Input("model", step, None) for _ in names]
+    found = Directions(tuple(names), (BASE, *models), (PartDirections("up_proj", 0, dots),))
     write_files(folder, "directions", found.as_json(), found.rows(), lambda path, _: path.touch())
 
 

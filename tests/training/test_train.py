@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -138,6 +139,11 @@ def test_stopped_run_goes_on_elsewhere(tiny_recipe: Path, reference: Path) -> No
 
 def test_export_is_the_base_but_for_the_subnetwork(tiny_recipe: Path, reference: Path) -> None:
     done = export_model(reference, checkpoint="last")
+    told = json.loads((done.folder / "lape_ds_export.json").read_text(encoding="utf-8"))
+    last = reference / f"checkpoints/step-{told['step']:08d}/state.json"
+    assert (
+        told["checkpoint"] == json.loads(last.read_text(encoding="utf-8"))["xxh3_128"]
+    )  # which one it is of
     base = AutoModelForCausalLM.from_pretrained(tiny_recipe.parent / "base")
     model = AutoModelForCausalLM.from_pretrained(done.folder)
     positions = entry_positions(base, NEURONS["mlt_Latn"])

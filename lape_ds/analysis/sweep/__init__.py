@@ -1,0 +1,1 @@
+"""What a sweep found: gain against forgetting, a frontier for each method."""
