@@ -99,7 +99,7 @@ def start(recipe: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def run_to_the_end(recipe: Path, log: Path) -> str:
-    assert start(recipe, log).wait(timeout=200) == 0, log.read_text()[-4000:]
+    assert start(recipe, log).wait(timeout=500) == 0, log.read_text()[-4000:]
     return log.read_text()
 
 

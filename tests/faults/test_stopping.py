@@ -100,6 +100,7 @@ def test_before_the_first_step_a_signal_ends_at_once(jobs: Jobs) -> None:
     assert last_step(job.run_dir) == 0
 
 
+@pytest.mark.long
 def test_dropout_goes_on_as_if_never_stopped(jobs: Jobs) -> None:
     """Two ranks draw their own; every step's draws are a function of seed, step and rank."""
     lora = [*LONG, "train.method=lora", "train.lora.r=2", "train.lora.dropout=0.5"]

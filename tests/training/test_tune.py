@@ -64,6 +64,7 @@ def test_the_fastest_is_measured_and_kept(
     assert f" launch.num_ranks=2: {fastest['tokens_per_second']:,.0f} tokens/s\n" in told
 
 
+@pytest.mark.long
 def test_a_candidate_without_memory_is_a_result(mine: Path) -> None:
     """A bucket of 40 TB, which stage 2 makes on both ranks in its first backward, and stage 0 never.
 
