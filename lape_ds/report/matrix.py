@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from lape_ds.report.blocks import (
     TONES,
     Block,
@@ -149,27 +151,19 @@ def _model_blocks(model: Place, folder: Path, reader: Reader, name: str) -> Iter
 
 
 def _means_table(grids: Sequence[Place], words: str) -> Table:
-    """Methods by what was measured, in the mean over languages."""
+    """What was measured by methods, in the mean over languages."""
     variants = [row["variant"] for row in grids[0]["rows"]]
-    means = [{row["variant"].content: row.get("mean") for row in grid["rows"]} for grid in grids]
-    higher = [grid["better"].content == "higher" for grid in grids]
-    rows = [
-        Row(
-            Quoted(variant),
-            [
-                _cell(own.get(variant.content), is_higher, is_mean=True)
-                for own, is_higher in zip(means, higher, strict=True)
-            ],
-            is_main=variant.content == _OWN,
-        )
-        for variant in variants
-    ]
+    rows = []
+    for grid in grids:
+        means = {row["variant"].content: row.get("mean") for row in grid["rows"]}
+        cells = [_cell(means.get(variant.content), is_stacked=True) for variant in variants]
+        rows.append(Row(Quoted(grid["label"]), cells))
     units = {grid["unit"].content: Quoted(grid["unit"]) for grid in grids}
     detail = line(
-        "means over languages, each method at its tuned rate unless the column says otherwise; in ",
+        "means over languages, each method at its tuned rate unless the row says otherwise; in ",
         joined(units.values(), " or "),
     )
-    return Table(words, ["method", *(Quoted(grid["label"]) for grid in grids)], rows, detail=detail)
+    return Table(words, ["", *(Quoted(variant) for variant in variants)], rows, detail=detail)
 
 
 def _grid_table(grid: Place, model: Place, rows: Place, caption: Any, *, is_folded: bool = False) -> Table:
@@ -178,13 +172,12 @@ def _grid_table(grid: Place, model: Place, rows: Place, caption: Any, *, is_fold
     level = grid.get("level")
     at: list[Any] = [] if level is None else ["equal forgetting ", general(Number.at(level)), "; "]
     detail = line(*at, joined([Quoted(grid[key]) for key in ("measured", "unit", "interval")], "; "))
-    higher = grid["better"].content == "higher"
     shown = [
         Row(
             Quoted(row["variant"]),
             [
-                *(_cell(row.get("cells", code), higher) for code in codes),
-                _cell(row.get("mean"), higher, is_mean=True),
+                *(_cell(row.get("cells", code)) for code in codes),
+                _cell(row.get("mean")),
             ],
             is_main=row["variant"].content == _OWN,
         )
@@ -194,14 +187,15 @@ def _grid_table(grid: Place, model: Place, rows: Place, caption: Any, *, is_fold
     return Table(caption, headings, shown, is_folded=is_folded, detail=detail)
 
 
-def _cell(cell: Place | None, higher_is_better: bool, *, is_mean: bool = False) -> Any:
+def _cell(cell: Place | None, *, is_stacked: bool = False) -> Any:
+    """A value with its interval, below it where it is stacked."""
     if cell is None:
         return DASH
     value, half = Number.at(cell["value"]), number_at(cell.get("half_width"))
     spread = number_at(cell.get("spread"))
     parts: list[Any] = [signed(value)]
     if half is not None:
-        parts += [" ±", fixed(half)]
+        parts += [Markup("<br>") if is_stacked else " ", "±", fixed(half)]
     elif spread is not None:
         parts += [" (±", fixed(spread), ")"]
     verdict = cell.get("verdict")
