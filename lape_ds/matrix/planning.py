@@ -145,4 +145,6 @@ def _show(costs: Sequence[Cost], cluster: Cluster, *, workers: int) -> None:
 
 
 def _hours(hours: float) -> str:
+    if hours < 0.01:
+        return "< 0.01"
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
