@@ -48,13 +48,13 @@ def run(
     from lape_ds.matrix.states import read_cells
     from lape_ds.matrix.status import show_status
 
-    run_matrix(matrix, retry=retry, number=number)
+    busy = run_matrix(matrix, retry=retry, number=number)
     cells = read_cells(matrix)
     show_status(matrix, cells)
     if number is None and any(cell.num_finished for cell in cells):
         _write_table(matrix)
     own = [cell for cell in cells if number is None or _is_of(matrix, number, cell.model, cell.language)]
-    if any(cell.state == "failed" for cell in own):
+    if busy or any(cell.state == "failed" for cell in own):
         raise SystemExit(2)
 
 
@@ -103,7 +103,9 @@ def plan(
     """
     matrix = _load(file, overrides)
     from lape_ds.matrix.planning import plan_matrix
+    from lape_ds.matrix.states import check_settings
 
+    check_settings(matrix)
     matrix.write_recipes()
     plan_matrix(matrix, gpus=gpus, json_file=json_file)
 

@@ -93,7 +93,7 @@ def heldout_grids(swept: Swept) -> list[Grid]:
         _grid(
             swept,
             "tuned-forgetting",
-            "Mean rise of all other languages (positive: forgotten), each method at its tuned rate",
+            "Mean rise of the other measured languages (positive: forgotten), each method at its tuned rate",
             forgetting,
             better="lower",
         ),
@@ -104,7 +104,7 @@ def heldout_grids(swept: Swept) -> list[Grid]:
             _grid(
                 swept,
                 "equal-gain",
-                f"Gain on the target at an equal mean rise of all others of {level:+g}",
+                f"Gain on the target at an equal mean rise of the others of {level:+g}",
                 lambda code, variant: _at_level(swept.method(code, variant), level),
                 better="higher",
                 level=level,
@@ -114,19 +114,26 @@ def heldout_grids(swept: Swept) -> list[Grid]:
 
 
 def equal_level(swept: Swept) -> float | None:
-    """The round forgetting that most methods have reached in most languages, of equals the larger; None if there is none."""
-    ranges = [
-        method.mean.forgetting_range
-        for results in swept.results.values()
-        for method in results.methods
-        if method.mean is not None
-    ]
-    found = levels(ranges, most=_MOST_LEVELS) if ranges else []
-    return max(
-        found,
-        key=lambda level: (sum(low <= level <= high for low, high in ranges), level),
-        default=None,
-    )
+    """The round forgetting at which methods can best be compared; None if there is none.
+
+    One that the first method has reached in all languages, then most methods in all, then most in most; of equals the larger.
+    """
+    ranges = {
+        (code, variant): method.mean.forgetting_range
+        for code in swept.codes
+        for variant in swept.variants
+        if (method := swept.method(code, variant)) is not None and method.mean is not None
+    }
+
+    def reached(level: float) -> tuple[bool, int, int, float]:
+        there = [key for key, (low, high) in ranges.items() if low <= level <= high]
+        whole = [
+            variant for variant in swept.variants if all((code, variant) in there for code in swept.codes)
+        ]
+        return swept.variants[0] in whole, len(whole), len(there), level
+
+    found = levels(list(ranges.values()), most=_MOST_LEVELS) if ranges else []
+    return max(found, key=reached, default=None)
 
 
 def _at_rate(point: RatePoint | None, what: str) -> Value | None:

@@ -137,7 +137,11 @@ def _show(costs: Sequence[Cost], cluster: Cluster, *, workers: int) -> None:
         table.add_row(cost.model, cost.variant, str(cost.num_runs), f"{cost.tokens:,}", *hours)
     console.print(table)
     total = total_hours(costs)
-    told = f"all runs: {_hours(total * cluster.num_ranks)} {gpus}-hours; one after the other {_hours(total)} hours"
+    left_out = sum(cost.num_runs for cost in costs if cost.hours is None)
+    runs = f"all runs but the {left_out} that do not fit" if left_out else "all runs"
+    told = (
+        f"{runs}: {_hours(total * cluster.num_ranks)} {gpus}-hours; one after the other {_hours(total)} hours"
+    )
     beside = f", {_hours(total / workers)} with sweep.workers: {workers}" if workers > 1 else ""
     console.print(
         f"{told}{beside}. Identification and evaluation are not in it.", soft_wrap=True, highlight=False

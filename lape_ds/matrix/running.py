@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from lape_ds.distributed.run_lock import take_lock
 from lape_ds.distributed.stopping import STOPPED
@@ -20,6 +21,7 @@ from lape_ds.errors import UserError, tell_error
 from lape_ds.matrix.measuring import failed_models, forget_errors, measurement_of, results_folder
 from lape_ds.matrix.states import (
     TunedRun,
+    check_settings,
     fail_cell,
     forget_failures,
     model_failure_file,
@@ -35,11 +37,15 @@ from lape_ds.training.run_folder import read_finished
 _SHOWN = 400  # characters of a reason
 
 
+class Busy(UserError):
+    """Another process is at work on a language."""
+
+
 class StageFailed(Exception):
     """A stage ended with an error; says which, in one line."""
 
 
-def run_matrix(matrix: Matrix, *, retry: bool = False, number: int | None = None) -> None:
+def run_matrix(matrix: Matrix, *, retry: bool = False, number: int | None = None) -> list[str]:
     """Runs what is neither finished nor failed.
 
     Args:
@@ -47,20 +53,31 @@ def run_matrix(matrix: Matrix, *, retry: bool = False, number: int | None = None
         retry: Also what has failed.
         number: Only this one of `matrix.languages`; its model and neurons must be there.
 
+    Returns:
+        Languages that were left to another process, which is at work on them.
+
     Raises:
-        UserError: There is no such number, or its neurons are not there.
+        UserError: There is no such number, its neurons are not there, or another process is at work on it; or there are runs
+            of other settings.
         SystemExit: With `STOPPED` after a signal; the same command goes on.
     """
+    check_settings(matrix)
     matrix.write_recipes()
     if number is not None:
         _run_one(matrix, number, retry=retry)
-        return
+        return []
+    busy = []
     for model in matrix.models:
         if retry:
             forget_failures(model, model.languages)
         if any(_to_do(matrix, model, language) for language in model.languages) and _prepare(model):
             for language in model.languages:
-                _run_language(matrix, model, language)
+                try:
+                    _run_language(matrix, model, language)
+                except Busy as error:
+                    tell_error(f"{model.name}, {language.code}: {error}")
+                    busy.append(f"{model.name}, {language.code}")
+    return busy
 
 
 def _run_one(matrix: Matrix, number: int, *, retry: bool) -> None:
@@ -86,7 +103,7 @@ def _to_do(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> list
     """The variants that are neither finished nor failed."""
     how = measurement_of(matrix, model)
     cells = [read_cell(model, language, variant, measurement=how) for variant in language.variants]
-    return [cell.variant for cell in cells if cell.state in ("running", "waiting")]
+    return [cell.variant for cell in cells if cell.state in ("begun", "waiting")]
 
 
 def _prepare(model: MatrixModel) -> bool:
@@ -107,7 +124,7 @@ def _prepare(model: MatrixModel) -> bool:
 def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> None:
     if not _to_do(matrix, model, language):
         return
-    with take_lock(language.folder, instead="run another language with --number"):
+    with _taken(language):
         variants = _to_do(matrix, model, language)  # whoever had the lock may have finished it
         if not variants:
             return
@@ -118,6 +135,18 @@ def _run_language(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) 
         how = measurement_of(matrix, model)
         if how is not None:
             _measure(language, trained, how, keep_models=matrix.section.keep_models)
+
+
+def _taken(language: MatrixLanguage) -> IO[str]:
+    """Makes a language this process's own.
+
+    Raises:
+        Busy: It is another's.
+    """
+    try:
+        return take_lock(language.folder, instead="run another language with --number")
+    except UserError as error:
+        raise Busy(str(error)) from None
 
 
 def _draw_frontier(language: MatrixLanguage, trained: Sequence[str]) -> None:
@@ -234,8 +263,13 @@ def _export_all(language: MatrixLanguage, runs: Sequence[TunedRun]) -> bool:
                     f"{run_dir} has no checkpoints any more: another rate was the tuned one when it ended; delete it, and "
                     "`lape-ds matrix run … --retry` trains it again"
                 )
-            export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)
-        except (UserError, OSError) as error:  # e.g. the disk is full: the others go on
+            done = export_model(run_dir, checkpoint="last", folder=tuned_folder(language) / run.label)
+            if done.step != done.total_steps:
+                raise UserError(
+                    f"{run_dir} has no whole checkpoint after its last step, {done.total_steps:,}, but after {done.step:,}: "
+                    "delete it, and `lape-ds matrix run … --retry` trains it again"
+                )
+        except (UserError, OSError, RuntimeError) as error:  # e.g. the disk is full: the others go on
             fail_cell(language, run.variant, stage="export", reason=str(error))
             tell_error(f"{language.model}, {language.code}, {run.variant}: {error}")
             return False
@@ -268,7 +302,10 @@ def run_stage(words: Sequence[str], *, log: Path) -> None:
 
 def reason_in(lines: Sequence[str], *, code: object) -> str:
     """What a log says of its end: the last refusal, else the last exception, else how the process ended."""
-    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception)\b.*)"):
+    for pattern in (
+        r"error: (.*)",
+        r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)",
+    ):  # as torch's hook tells it
         found = [match[1] for line in lines if (match := re.match(pattern, line))]
         if found:
             return found[-1][:_SHOWN]

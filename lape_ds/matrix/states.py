@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from lape_ds.matrix.measuring import measurement_of
-from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, SweepRun
+from lape_ds.recipe import Matrix, MatrixLanguage, MatrixModel, SweepRun, check_frozen
 from lape_ds.training.metrics import read_metrics
-from lape_ds.training.run_folder import read_finished
+from lape_ds.training.run_folder import RUN_SECTIONS, read_finished
 from lape_ds.training.tuned import tuned_rate
 from lape_ds.writing import write_json
 
 _SCHEMA_VERSION = 2  # of tuned.json
 
-State = Literal["finished", "failed", "running", "waiting"]
+State = Literal["finished", "failed", "begun", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cell:
         model: The model's name.
         language: Code of the target.
         variant: Of the sweep.
-        state: `running`: some of it is there.
+        state: `begun`: some of it is there, whether or not anything is at work on it now.
         failure: Of a failed one.
         num_runs: Planned.
         num_finished: Of them; diverged ones too, which are results.
@@ -95,6 +95,18 @@ def read_cells(matrix: Matrix) -> list[Cell]:
     ]
 
 
+def check_settings(matrix: Matrix) -> None:
+    """Makes sure that all runs which are there are of the matrix as it is.
+
+    Raises:
+        UserError: One is of other settings; says which.
+    """
+    for language in matrix.languages:
+        for run in language.runs:
+            if run.run_dir.exists():
+                check_frozen(run.recipe, run.run_dir, sections=RUN_SECTIONS)
+
+
 def read_cell(model: MatrixModel, language: MatrixLanguage, variant: str, *, measurement: str | None) -> Cell:
     """One cell.
 
@@ -116,7 +128,7 @@ def read_cell(model: MatrixModel, language: MatrixLanguage, variant: str, *, mea
     elif failure is not None:
         state = "failed"
     elif seconds > 0:
-        state = "running"
+        state = "begun"
     return Cell(
         model.name,
         language.code,

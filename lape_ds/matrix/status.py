@@ -61,7 +61,7 @@ def summary_lines(matrix: Matrix, cells: Sequence[Cell]) -> list[str]:
     """How many cells are done, what they took, how long the others may take."""
     numbers = {
         state: sum(cell.state == state for cell in cells)
-        for state in ("finished", "failed", "running", "waiting")
+        for state in ("finished", "failed", "begun", "waiting")
     }
     told = ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
     lines = [f"{len(cells)} cells: {told}"]

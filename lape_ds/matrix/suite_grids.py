@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lape_ds.errors import UserError
 from lape_ds.evaluation.comparing.alike import check_results
 from lape_ds.evaluation.comparing.comparison import NUM_RESAMPLES, SEED
 from lape_ds.evaluation.comparing.differences import Estimate, Paired, estimate
@@ -69,11 +70,16 @@ def suite_grids(model: MatrixModel) -> list[Grid]:
 def _read(language: MatrixLanguage) -> dict[str, _Measured]:
     """Task -> what was measured of the base and of the tuned runs that have results of it."""
     folder = results_folder(language)
-    runs = [run for run in read_tuned(language) if (folder / run.label / "samples").is_dir()]
+    known = [run for run in read_tuned(language) if run.variant in language.variants]
+    runs = [run for run in known if (folder / run.label / "samples").is_dir()]
     if not runs:
         return {}
     folders = {label: folder / label for label in (BASE, *(run.label for run in runs))}
     results = {label: read_results(path) for label, path in folders.items()}
+    for run in runs:  # one that waits for being measured again beside a base that was
+        if not _alike(results[BASE], results[run.label]):
+            del results[run.label]
+    runs = [run for run in runs if run.label in results]
     measured: dict[str, _Measured] = {}
     for labels, tasks in _by_models(results).items():
         own = {label: {task: results[label][task] for task in tasks} for label in (BASE, *labels)}
@@ -84,6 +90,18 @@ def _read(language: MatrixLanguage) -> dict[str, _Measured]:
             by_variant.setdefault(run.variant, []).append(number)
         measured |= {task: _measured(task, paired[task], own, by_variant) for task in tasks}
     return {task: measured[task] for task in results[BASE] if task in measured}
+
+
+def _alike(base: Mapping[str, TaskResult], model: Mapping[str, TaskResult]) -> bool:
+    """Whether a model was measured as the base was, as far as both have a task."""
+    both = base.keys() & model.keys()
+    try:
+        check_results(
+            {label: {task: own[task] for task in both} for label, own in ((BASE, base), ("model", model))}
+        )
+    except UserError:
+        return False
+    return True
 
 
 def _by_models(results: Mapping[str, Mapping[str, TaskResult]]) -> dict[tuple[str, ...], list[str]]:
@@ -149,6 +167,7 @@ def _grid(
         for variant in variants
         if any(variant in one.scores for own in measured.values() for one in own.values())
     ]
+    assert there  # a task is known by some variant's results
     reference, others = there[0], there[1:]
     words = "Gain on the target" if what == "gain" else "Mean loss of the other measured languages"
     suites = ", ".join(first.suites)

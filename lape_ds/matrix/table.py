@@ -22,7 +22,7 @@ from lape_ds.languages import find_language
 from lape_ds.markdown import markdown_table
 from lape_ds.matrix.grids import Grid, Row, Value
 from lape_ds.matrix.heldout_grids import Swept, heldout_grids, read_swept
-from lape_ds.matrix.states import Cell, read_cells
+from lape_ds.matrix.states import Cell, check_settings, read_cells
 from lape_ds.matrix.suite_grids import suite_grids
 from lape_ds.recipe import Matrix
 from lape_ds.writing import whole_file, write_json, write_text
@@ -76,6 +76,7 @@ def make_table(matrix: Matrix) -> MatrixTable:
     Raises:
         UserError: No run is finished, or what is there does not fit together.
     """
+    check_settings(matrix)
     cells = read_cells(matrix)
     models = []
     for model in matrix.models:
@@ -106,7 +107,7 @@ def _notes(cells: Sequence[Cell], models: Sequence[ModelTable]) -> list[str]:
                 for note in results.notes
                 if not note.startswith("Provisional")
             ]
-        notes += _edges(model.swept)
+        notes += [_measured_languages(model.swept), *_edges(model.swept)]
     notes.append(
         "The tuned rate of a method in a language is that of its rates with the lowest held-out bits per byte of the target "
         "after the last step, in the mean over seeds; the gain during training is of that same text, so it is a little too "
@@ -118,6 +119,14 @@ def _notes(cells: Sequence[Cell], models: Sequence[ModelTable]) -> list[str]:
             "A tiny model made minutes ago shows the machine at work; it is no evidence about large ones."
         )
     return notes
+
+
+def _measured_languages(swept: Swept) -> str:
+    codes = dict.fromkeys(
+        code for language in swept.model.languages for code in language.runs[0].recipe.train.heldout.languages
+    )
+    names = ", ".join(find_language(code).name for code in codes)
+    return f"{swept.model.name}: forgetting during training is measured on {names}, less the target."
 
 
 def _edges(swept: Swept) -> list[str]:

@@ -57,8 +57,8 @@ def matrix_sentences(found: Place) -> Iterator[Line]:
     states = found["cells"].every("state")
     yield line(
         "Cells (a model, a language, a method): ", count(how_many(states)), "; finished: ",
-        Strong(count(how_many(states, "finished"))), ", failed: ", count(how_many(states, "failed")), ", running: ",
-        count(how_many(states, "running")), ", waiting: ", count(how_many(states, "waiting")), ". All trainings took ",
+        Strong(count(how_many(states, "finished"))), ", failed: ", count(how_many(states, "failed")), ", begun: ",
+        count(how_many(states, "begun")), ", waiting: ", count(how_many(states, "waiting")), ". All trainings took ",
         duration(total(found["cells"].every("seconds"))), ".",
     )  # fmt: skip
     for model in found["models"]:
@@ -70,19 +70,21 @@ def matrix_sentences(found: Place) -> Iterator[Line]:
 def _outcome(model: Place, grid: Place) -> Iterator[Line]:
     """What the subnetwork reached in a grid's mean over languages, and which method has the highest there."""
     means = {row["variant"].content: mean for row in grid["rows"] if (mean := row.get("mean")) is not None}
-    own = means.get(_OWN)
+    against = grid.get("against")
+    reference = _OWN if against is None else against["reference"].content
+    own = means.get(reference)
     if own is None:
         return
     sign = 1 if grid["better"].content == "higher" else -1
     best = max(means, key=lambda variant: sign * means[variant]["value"].content)
     rest = (
         ", the highest"
-        if best == _OWN
+        if best == reference
         else line("; the highest: ", Code(best), " ", _with_interval(means[best]))
     )
     yield line(
         Quoted(model["model"]), ", ", Quoted(grid["title"]), " (", Quoted(grid["measured"]), ", ", Quoted(grid["unit"]),
-        ", mean over languages): ", Code(_OWN), " ", Strong(_with_interval(own)), rest, ".",
+        ", mean over languages): ", Code(reference), " ", Strong(_with_interval(own)), rest, ".",
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def _find(target: str, overrides: Sequence[str]) -> Path | RecipeFolder | Matrix
     if path.is_dir():
         return _find_folder(path, target)
     if "recipes" in read_yaml(recipe_file(path)).data:
-        return MatrixFolder(load_matrix(path).output_dir, target)
+        return MatrixFolder(load_matrix(path, overrides).output_dir, target)
     return RecipeFolder(load_recipe(path, overrides).output_dir, target)
 
 

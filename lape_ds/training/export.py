@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -107,7 +107,10 @@ def export_model(
 def write_model(model: PreTrainedModel, folder: Path, *, tokenizer_folder: Path) -> None:
     """Writes weights, configuration and tokenizer for `from_pretrained`."""
     with without_bars():
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # a full disk, told in its own type
+            raise OSError(f"{folder} cannot be written: {error}") from error
     load_tokenizer(tokenizer_folder).save_pretrained(folder)
 
 

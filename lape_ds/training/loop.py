@@ -93,6 +93,9 @@ def _run_steps(training: Training, stop: StopRequest) -> bool:
     with Progress("Training", total=training.total_steps, unit="steps", done=first) as bar:
         if first == 0:
             _measure(training)
+        elif first == training.total_steps and not at_end(training):
+            training.saved_step = first  # whence it comes
+            _measure(training)
         for step in range(first, training.total_steps):
             started = time.monotonic()
             # Whatever rank was asked, all of them stop behind the same step.
@@ -114,6 +117,14 @@ def _run_steps(training: Training, stop: StopRequest) -> bool:
             stop.saw_step(time.monotonic() - started)
     by_first(training.metrics.sync)
     return True
+
+
+def at_end(training: Training) -> bool:
+    """Whether nothing is left to do, the last measurement included. Collective."""
+    step = training.state.step
+    if step < training.total_steps:
+        return False
+    return not training.heldout or by_first(lambda: training.metrics.has_measured(step))
 
 
 def _train_step(training: Training, step: int, stop: StopRequest) -> tuple[dict[str, Any], bool]:
@@ -233,13 +244,19 @@ def _measure(training: Training) -> None:
     if step == 0:
         training.base_bits = bits
     _refuse_divergence(step, **{f"held-out {code}": value for code, value in bits.items()})
-    training.metrics.write(step, {"heldout_bits_per_byte": bits, **line})
     own = training.recipe.trained_languages
     mean = sum(bits[code] for code in own) / len(own)
-    if training.state.best is None or mean < training.state.best["bits_per_byte"]:
+    is_best = training.state.best is None or mean < training.state.best["bits_per_byte"]
+    if is_best:
         training.state = replace(training.state, best={"step": step, "bits_per_byte": mean})
-        if step > 0 and training.keep_checkpoints:
-            _save(training)
+    is_last = step == training.total_steps
+    if (
+        is_last and training.keep_checkpoints
+    ):  # by the next line a run is finished, and has its last checkpoint
+        _save(training)
+    training.metrics.write(step, {"heldout_bits_per_byte": bits, **line})
+    if is_best and not is_last and step > 0 and training.keep_checkpoints:
+        _save(training)
 
 
 def _heldout_bits(training: Training, heldout: HeldOut) -> float:

@@ -89,10 +89,11 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
         )
     recipe = load_recipe(arguments[0], arguments[1:])
     ranks = _join(recipe, stop)
+    from lape_ds.training.loop import at_end
     from lape_ds.training.setup import set_up
 
     training = set_up(recipe)
-    if training.state.step < training.total_steps:
+    if not at_end(training):
         return _run(training, stop)
     if ranks.rank() == 0:
         print(f"{training.run_dir} is already finished; `lape-ds export` writes the model", file=sys.stderr)

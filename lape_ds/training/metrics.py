@@ -48,6 +48,11 @@ class Metrics:
         if self._monitor.enabled:
             self._monitor.write_events([(f"lape_ds/{key}", value, step) for key, value in _flat(values)])
 
+    def has_measured(self, step: int) -> bool:
+        """Whether held-out text was measured after a step; on the first rank."""
+        lines = read_metrics(self._path) if self._path is not None and self._path.exists() else []
+        return any(line["step"] == step and "heldout_bits_per_byte" in line for line in lines)
+
     def sync(self) -> None:
         """Waits until all lines are on the disk: a checkpoint must not outlive the lines that lead to it.
 

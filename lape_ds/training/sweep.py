@@ -64,7 +64,7 @@ def train_sweep(recipe: Recipe, stop: StopRequest) -> bool:
 def _drop_untuned(runs: Sequence[SweepRun], own: SweepRun) -> None:
     """Of the variant of a run that has ended here; what another worker still has in hand stays until the sweep's end.
 
-    A run is finished by its metrics, which are written before its last checkpoint.
+    A run is finished by the last line of its metrics, and its folder is still in use then.
     """
     with ExitStack() as held:
         variant = [run for run in runs if run.variant == own.variant]

@@ -48,6 +48,8 @@ def launch_sweep(recipe: Recipe, recipe_path: str, overrides: Sequence[str]) -> 
     num_ranks = runs[0].recipe.launch.num_ranks
     workers = slots_of_workers((recipe.sweep or SweepSection()).workers, num_ranks)
     recipe.sweep_dir.mkdir(parents=True, exist_ok=True)
+    for log in recipe.sweep_dir.glob("worker-*.log"):  # of a start with more workers
+        log.unlink()
     logs = [recipe.sweep_dir / f"worker-{number}.log" for number in range(len(workers))]
     print(f"{len(runs)} runs; what their ranks say goes to {logs[0].with_stem('worker-*')}", file=sys.stderr)
     commands = [launcher_command(slots, ["--sweep", recipe_path, *overrides]) for slots in workers]

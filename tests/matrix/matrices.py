@@ -10,6 +10,7 @@ from typing import Any
 
 from lape_ds.evaluation.results import Score, TaskResult, write_result
 from lape_ds.recipe import Matrix, MatrixLanguage, SweepRun, load_matrix
+from lape_ds.recipe.freezing import to_yaml
 
 RECIPE = """
 name: hand
@@ -68,6 +69,7 @@ def write_diverged(run: SweepRun) -> None:
 def write_lines(run: SweepRun, lines: Sequence[Mapping[str, Any]]) -> None:
     """A run's folder with these metrics."""
     run.run_dir.mkdir(parents=True, exist_ok=True)
+    (run.run_dir / "recipe.yaml").write_text(to_yaml(run.recipe), encoding="utf-8")
     facts = {"total_steps": 9, "model_fingerprint": "base", "trained_parameters": 7, "parameters": 1234}
     (run.run_dir / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     text = "".join(json.dumps(line) + "\n" for line in lines)

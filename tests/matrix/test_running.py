@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lape_ds.errors import UserError
 from lape_ds.matrix import running
 from lape_ds.matrix.running import StageFailed, reason_in, run_matrix
 from lape_ds.matrix.states import read_cells
+from lape_ds.matrix.table import make_table
 from lape_ds.recipe import Matrix, Recipe, load_matrix, sweep_runs
 from lape_ds.training import export, sweep_launch
 from lape_ds.training.run_folder import read_finished
@@ -37,6 +39,7 @@ class Stages:
 
     calls: list[str] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    last_step: int = 9  # of the newest checkpoint that is whole
     broken: set[str] = field(default_factory=set)
     stopping: bool = False
     frontiers: list[str] = field(default_factory=list)  # drawn, which takes a second each
@@ -76,11 +79,12 @@ class Stages:
         for variant in variants:
             drop_untuned([run for run in runs if run.variant == variant])
 
-    def export_model(self, run_dir: Path, *, checkpoint: str, folder: Path) -> None:
+    def export_model(self, run_dir: Path, *, checkpoint: str, folder: Path) -> SimpleNamespace:
         assert checkpoint == "last"
         assert (run_dir / "checkpoints").is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").touch()
+        return SimpleNamespace(step=self.last_step, total_steps=9)
 
 
 @pytest.fixture
@@ -212,12 +216,34 @@ def test_seeds_that_are_added_may_need_checkpoints_that_are_gone(tmp_path: Path,
 
 def test_one_process_to_a_language(tmp_path: Path, stages: Stages) -> None:
     matrix = matrix_of(tmp_path)
-    with (
-        take_lock(matrix.languages[0].folder, instead="come back"),
-        pytest.raises(UserError, match=r"another process is at work in .*mlt_Latn .*--number"),
-    ):
-        run_matrix(matrix)
-    assert stages.calls == ["identify"]
+    with take_lock(matrix.languages[0].folder, instead="come back"):
+        assert run_matrix(matrix) == ["hand, mlt_Latn"]
+        assert stages.calls == ["identify", *of("cym_Latn"), *of("kat_Geor")]
+        with pytest.raises(UserError, match=r"another process is at work in .*mlt_Latn .*--number"):
+            run_matrix(matrix, number=0)
+    assert run_matrix(matrix) == []
+    assert set(states(matrix)) == {"finished"}
+
+
+def test_runs_of_other_settings_are_not_taken_for_the_matrix_s(tmp_path: Path, stages: Stages) -> None:
+    matrix = matrix_of(tmp_path)
+    run_matrix(matrix)
+    written = matrix.languages[0].recipe_file.read_text(encoding="utf-8")
+    other = load_matrix(matrix_file(tmp_path, more="eval: {}\nset: {train.max_steps: 7}\n"))
+    for work in (run_matrix, make_table):
+        with pytest.raises(UserError, match=r"holds output of another recipe: train\.max_steps is 7 now"):
+            work(other)
+    assert matrix.languages[0].recipe_file.read_text(encoding="utf-8") == written
+
+
+def test_only_the_last_step_is_exported(tmp_path: Path, stages: Stages) -> None:
+    """After damage to the last checkpoint the one before it would be measured as the run's end."""
+    matrix = matrix_of(tmp_path)
+    stages.last_step = 6
+    run_matrix(matrix)
+    reasons = {cell.failure.reason for cell in read_cells(matrix) if cell.failure is not None}
+    assert all("no whole checkpoint after its last step, 9, but after 6" in reason for reason in reasons)
+    assert set(states(matrix)) == {"failed"}
 
 
 def test_a_signal_ends_all_and_the_same_command_goes_on(tmp_path: Path, stages: Stages) -> None:
@@ -252,6 +278,7 @@ def test_the_task_of_an_array_runs_its_own_language(tmp_path: Path, stages: Stag
             ["Traceback", "torch.OutOfMemoryError: CUDA", "ranks ended"],
             "torch.OutOfMemoryError: CUDA",
         ),
+        (["[rank0]: Traceback", "[rank0]: RuntimeError: out of memory"], "RuntimeError: out of memory"),
         (["Killed"], "ended with exit code -9"),
     ],
 )

@@ -30,7 +30,7 @@ def test_from_waiting_to_finished(tmp_path: Path) -> None:
     assert states(matrix) == {"subnetwork": "waiting", "random": "waiting", "full": "waiting"}
     gentle, harsh = matrix.languages[0].runs_of("subnetwork")
     write_lines(gentle, [{"step": 1, "loss": 1.0, "seconds": 4.0}])
-    assert states(matrix)["subnetwork"] == "running"
+    assert states(matrix)["subnetwork"] == "begun"
     write_run(gentle, gain=0.1, forgetting=0.0)
     write_diverged(harsh)
     cells = {cell.variant: cell for cell in read_cells(matrix) if cell.language == "mlt_Latn"}
@@ -43,14 +43,14 @@ def test_with_a_suite_it_is_finished_when_that_is_measured(tmp_path: Path) -> No
     language = matrix.languages[0]
     for run in language.runs_of("random"):
         write_run(run, gain=run.learning_rate, forgetting=0.0)
-    assert states(matrix)["random"] == "running"
+    assert states(matrix)["random"] == "begun"
     own = tuned_runs("random", language.runs_of("random"))
     assert [(run.label, run.learning_rate) for run in own] == [
         ("random-seed-0", 1e-3),
         ("random-seed-1", 1e-3),
     ]
     write_tuned(language, dict.fromkeys(own))  # a task of the suite has failed
-    assert states(matrix)["random"] == "running"
+    assert states(matrix)["random"] == "begun"
     how = measurement_of(matrix, matrix.models[0])
     write_tuned(language, dict.fromkeys(own, how))
     assert states(matrix)["random"] == "finished"
@@ -59,7 +59,7 @@ def test_with_a_suite_it_is_finished_when_that_is_measured(tmp_path: Path) -> No
     assert read_tuned(language) == dict.fromkeys(own, how)
     for run in language.runs_of("random"):
         write_run(run, gain=1e-5 / run.learning_rate, forgetting=0.0)
-    assert states(matrix)["random"] == "running"
+    assert states(matrix)["random"] == "begun"
 
 
 def test_what_is_measured_another_way_is_measured_again(tmp_path: Path) -> None:
@@ -79,9 +79,9 @@ def test_what_is_measured_another_way_is_measured_again(tmp_path: Path) -> None:
     own = tuned_runs("full", language.runs_of("full"))
     write_tuned(language, dict.fromkeys(own, measurement_of(matrix, matrix.models[0])))
     assert states(matrix)["full"] == "finished"
-    assert states(loaded(20))["full"] == "running"
+    assert states(loaded(20))["full"] == "begun"
     base.write_text(base.read_text(encoding="utf-8").replace("heldout:", "bits:"), encoding="utf-8")
-    assert states(matrix)["full"] == "running"
+    assert states(matrix)["full"] == "begun"
 
 
 def test_diverged_at_every_rate_is_an_end(tmp_path: Path) -> None:

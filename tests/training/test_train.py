@@ -171,6 +171,18 @@ def test_finished_run_is_left_alone(tiny_recipe: Path, reference: Path) -> None:
     assert (reference / "metrics.jsonl").read_bytes() == before
 
 
+def test_killed_before_its_last_measurement(tiny_recipe: Path, reference: Path) -> None:
+    """The last checkpoint is there before the line by which the run is finished, which then is all that is missing."""
+    metrics = reference / "metrics.jsonl"
+    *lines, last = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert "heldout_bits_per_byte" in last
+    metrics.write_text("".join(lines), encoding="utf-8")
+    run(tiny_recipe, "reference")
+    found = read_metrics(metrics)
+    assert len(found) == len(lines) + 1
+    assert found[-1]["heldout_bits_per_byte"] == json.loads(last)["heldout_bits_per_byte"]
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_full_training_exports(tiny_recipe: Path, stage: int) -> None:
     name = f"full{stage}"

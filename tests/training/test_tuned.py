@@ -51,7 +51,7 @@ def test_a_rate_with_a_diverged_seed_never_wins(tmp_path: Path) -> None:
 
 
 def test_what_another_worker_has_in_hand_keeps_its_checkpoints(tmp_path: Path) -> None:
-    """Its last metrics are there, its last checkpoint is still being written."""
+    """It is finished by its metrics, and its worker has not let go of it yet."""
     runs = random_runs(tmp_path)
     for key, run in runs.items():
         write_run(run, gain=key[0] * 100, forgetting=0.1)
