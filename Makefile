@@ -47,7 +47,7 @@ atlas: install
 	@$(IN_VENV) lape-ds atlas $(ATLAS)
 
 test: install
-	@$(IN_VENV) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile
+	@$(IN_VENV) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: install
 	@$(IN_VENV) HF_HUB_OFFLINE=1 python -m pytest -q -m long
