@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lape_ds.cli_arguments import OverridesArgument
-
 if TYPE_CHECKING:
     from lape_ds.recipe import Matrix
 
@@ -21,6 +19,16 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE", help="A matrix file, e.g. recipes/paper/quickstart.yaml.", show_default=False
+    ),
+]
+
+
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides of the matrix's own keys, e.g. languages=[mt] or, of every recipe, set.train.tokens=1000000.",
+        show_default=False,
     ),
 ]
 
@@ -48,6 +56,11 @@ def run(
     from lape_ds.matrix.states import read_cells
     from lape_ds.matrix.status import show_status
 
+    if not any(
+        cell.state in ("begun", "waiting") or (retry and cell.state == "failed")
+        for cell in read_cells(matrix)
+    ):
+        typer.echo("nothing to do: every cell is finished or has failed")
     busy = run_matrix(matrix, retry=retry, number=number)
     cells = read_cells(matrix)
     show_status(matrix, cells)

@@ -17,6 +17,9 @@ from typing import Any
 
 from lape_ds.errors import UserError
 
+_UMASK = os.umask(0)  # cannot be read without being set
+os.umask(_UMASK)
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -29,6 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _beside(path, "tmp")
     try:
         yield temporary
+        give_usual_mode(temporary)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -69,6 +73,7 @@ def whole_folder(folder: Path, *, marker_files: Collection[str]) -> Iterator[Pat
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
+            give_usual_mode(path)
             sync(path)
         if folder.exists():
             os.replace(folder, earlier)
@@ -92,6 +97,12 @@ def check_replaceable(folder: Path, *, marker_files: Collection[str]) -> None:
             f"{folder} holds other things and is left as it is (only a folder with {' or '.join(marker_files)} is "
             "replaced); name a folder that is not there yet, or is empty"
         )
+
+
+def give_usual_mode(path: Path) -> None:
+    """Lets others read a file if the umask does: safetensors makes its files for their owner alone (0.6 and later)."""
+    if path.is_file():
+        path.chmod(path.stat().st_mode | (0o666 & ~_UMASK))
 
 
 def sync(path: Path) -> None:

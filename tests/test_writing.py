@@ -147,3 +147,14 @@ def test_a_folder_below_a_file_is_told_as_that(tmp_path: Path) -> None:
     ):
         check_writable(tmp_path / "runs" / "train" / "full")
     check_writable(tmp_path / "other" / "train")
+
+
+def test_others_may_read_what_a_library_made_for_its_owner_alone(tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    with whole_file(tmp_path / "one.safetensors") as temporary:
+        temporary.touch(mode=0o600)
+    with whole_folder(tmp_path / "model", marker_files=()) as folder:
+        (folder / "two.safetensors").touch(mode=0o600)
+    for path in (tmp_path / "one.safetensors", tmp_path / "model" / "two.safetensors"):
+        assert path.stat().st_mode == usual.stat().st_mode

@@ -30,8 +30,9 @@ from lape_ds.writing import whole_file, write_json, write_text
 SCHEMA_VERSION = 1
 NOTHING = "–"
 CAPTION = (
-    "± half of the 95 % interval where there is one; (…) half the range over seeds; \\* less than 5 % by chance, Holm over "
-    f"that table alone; **bold** the best mean; {NOTHING} not measured, or outside what was measured."
+    "± half of the 95 % interval where there is one: of held-out text over languages, of a suite's tasks over documents; (…) "
+    "half the range over seeds; \\* less than 5 % by chance, Holm over that table alone; **bold** the best mean; "
+    f"{NOTHING} not measured, or outside what was measured."
 )
 
 

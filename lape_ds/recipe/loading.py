@@ -37,6 +37,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, for_counts_a
         UserError: A bad file, key, value or combination; or a file named in it is not there.
     """
     source = read_yaml(recipe_file(Path(path)))
+    if isinstance(source.data, dict) and "recipes" in source.data:
+        raise UserError(
+            f"{path} is a matrix file, of several recipes: `lape-ds matrix run {path}`, or name one of its recipes"
+        )
     for override in overrides:
         source.set_key(override)
     recipe = validate(source)

@@ -179,6 +179,10 @@ def load_matrix(path: str | Path, overrides: Sequence[str] = ()) -> Matrix:
     """
     file = recipe_file(Path(path))
     source = read_yaml(file)
+    if isinstance(source.data, dict) and "model" in source.data and "recipes" not in source.data:
+        raise UserError(
+            f"{path} is a recipe; a matrix file names several (`recipes:`), e.g. recipes/paper/quickstart.yaml"
+        )
     for override in overrides:
         source.set_key(override)
     section = validate_as(MatrixSection, source)

@@ -17,7 +17,7 @@ from lape_ds.subnetwork.methods import Trained
 from lape_ds.training.checkpoint import SCHEMA_VERSION, CheckpointState
 from lape_ds.training.checksums import file_seal, sealed
 from lape_ds.training.run_folder import checkpoint_name
-from lape_ds.writing import sync, told_if_unwritable, write_json
+from lape_ds.writing import give_usual_mode, sync, told_if_unwritable, write_json
 
 Seal = tuple[str, dict[str, Any]]  # a file's name, size and digest
 
@@ -72,6 +72,7 @@ def _write_rank(folder: Path, trained: Trained) -> Seal:
     path = folder / f"rank-{rank():05d}.safetensors"
     with told_if_unwritable(f"the checkpoint {path}"):
         _save(tensors, path)
+        give_usual_mode(path)
         sync(path)
         # Read back: what the digest vouches for is the file, not what was meant to be in it.
         return path.name, file_seal(path)

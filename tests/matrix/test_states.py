@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from lape_ds.errors import UserError
 from lape_ds.matrix.measuring import measurement_of
 from lape_ds.matrix.states import (
     Cell,
@@ -17,8 +20,8 @@ from lape_ds.matrix.states import (
     write_tuned,
 )
 from lape_ds.matrix.status import failure_lines, seconds_left, summary_lines
-from lape_ds.recipe import Matrix
-from tests.matrix.matrices import hand_matrix, write_diverged, write_lines, write_run
+from lape_ds.recipe import Matrix, load_matrix, load_recipe
+from tests.matrix.matrices import hand_matrix, matrix_file, write_diverged, write_lines, write_run
 
 
 def states(matrix: Matrix, code: str = "mlt_Latn") -> dict[str, str]:
@@ -82,6 +85,16 @@ def test_what_is_measured_another_way_is_measured_again(tmp_path: Path) -> None:
     assert states(loaded(20))["full"] == "begun"
     base.write_text(base.read_text(encoding="utf-8").replace("heldout:", "bits:"), encoding="utf-8")
     assert states(matrix)["full"] == "begun"
+
+
+def test_a_recipe_is_no_matrix_and_a_matrix_no_recipe(tmp_path: Path) -> None:
+    matrix = matrix_file(tmp_path)
+    with pytest.raises(
+        UserError, match=r"matrix\.yaml is a matrix file, of several recipes: `lape-ds matrix run"
+    ):
+        load_recipe(matrix)
+    with pytest.raises(UserError, match=r"hand\.yaml is a recipe; a matrix file names several"):
+        load_matrix(tmp_path / "hand.yaml")
 
 
 def test_diverged_at_every_rate_is_an_end(tmp_path: Path) -> None:
