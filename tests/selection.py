@@ -24,11 +24,9 @@ def as_param(case: Any, name: str, *, is_long: bool) -> Any:
 
 def selected_cases(session: pytest.Session, cases: Sequence[Named]) -> list[str]:
     """Names of the cases that this session's tests want, as their parameter `case`."""
-    wanted = {
-        item.callspec.params["case"].name
+    wanted = [
+        item.callspec.params["case"]
         for item in session.items
-        if isinstance(item, pytest.Function)
-        and hasattr(item, "callspec")
-        and item.callspec.params.get("case") in cases
-    }
-    return [case.name for case in cases if case.name in wanted]
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "case" in item.callspec.params
+    ]
+    return [case.name for case in cases if case in wanted]
