@@ -56,10 +56,7 @@ def run(
     from lape_ds.matrix.states import read_cells
     from lape_ds.matrix.status import show_status
 
-    if not any(
-        cell.state in ("begun", "waiting") or (retry and cell.state == "failed")
-        for cell in read_cells(matrix)
-    ):
+    if not any(cell.is_left or (retry and cell.state == "failed") for cell in read_cells(matrix)):
         typer.echo("nothing to do: every cell is finished or has failed")
     busy = run_matrix(matrix, retry=retry, number=number)
     cells = read_cells(matrix)

@@ -103,7 +103,7 @@ def _to_do(matrix: Matrix, model: MatrixModel, language: MatrixLanguage) -> list
     """The variants that are neither finished nor failed."""
     how = measurement_of(matrix, model)
     cells = [read_cell(model, language, variant, measurement=how) for variant in language.variants]
-    return [cell.variant for cell in cells if cell.state in ("begun", "waiting")]
+    return [cell.variant for cell in cells if cell.is_left]
 
 
 def _prepare(model: MatrixModel) -> bool:

@@ -63,6 +63,11 @@ class Cell:
     num_finished: int
     seconds: float
 
+    @property
+    def is_left(self) -> bool:
+        """Whether a run of the matrix takes it up: it is neither finished nor failed."""
+        return self.state in ("begun", "waiting")
+
 
 @dataclass(frozen=True)
 class TunedRun:
