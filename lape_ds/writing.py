@@ -7,6 +7,7 @@ bytes are on the disk before the name is, and the name is before the writer goes
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -103,6 +104,12 @@ def give_usual_mode(path: Path) -> None:
     """Lets others read a file if the umask does: safetensors makes its files for their owner alone (0.6 and later)."""
     if path.is_file():
         path.chmod(path.stat().st_mode | (0o666 & ~_UMASK))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; the file is never whole in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -40,7 +40,7 @@ from lape_ds.evaluation.suites import PlannedTask, Suite, load_suite, plan
 from lape_ds.evaluation.tasks import begin_drawing, build_task, task_settings
 from lape_ds.model.loading import fingerprint, load_tokenizer
 from lape_ds.runlog import Progress
-from lape_ds.writing import check_writable, told_if_unwritable, write_text
+from lape_ds.writing import check_writable, file_sha256, told_if_unwritable, write_text
 
 # Label of a model -> name of a task -> what it scored.
 Results = dict[str, dict[str, TaskResult]]
@@ -385,7 +385,7 @@ def _model_settings(source: ModelSource, run: _Run) -> dict[str, Any]:
     packages = ["lm-eval", "transformers", *(["vllm"] if settings.backend == "vllm" else [])]
     return {
         "model_fingerprint": fingerprint(folder),
-        "pack_fingerprint": None if source.pack is None else _sha256(source.pack.read_bytes()),
+        "pack_fingerprint": None if source.pack is None else file_sha256(source.pack),
         "config_sha256": _sha256(json.dumps(kept, sort_keys=True).encode()),
         "tokenizer_sha256": _tokenizer_hash(folder),
         "backend": settings.backend,

@@ -6,7 +6,6 @@ the model's config, or, for the nine files that are known by their content, from
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lape_ds.model.loading import fingerprint, load_skeleton, resolve_model
 from lape_ds.model.shape import ModelShape, model_shape
 from lape_ds.neurons.formats import import_published
 from lape_ds.neurons.neuron_set import NeuronSet
+from lape_ds.writing import file_sha256
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def import_file(
     if not path.is_file():
         raise UserError(f"no such file: {path} (expected a published neuron set, as torch.save writes it)")
     unknown = PublishedFile(path.name, "", 0, ())
-    known = KNOWN.get(_sha256(path), unknown)
+    known = KNOWN.get(file_sha256(path), unknown)
     codes = [find_language(text).code for text in languages or known.languages]
     model_id = model or known.model_id
     if not codes or not model_id:
@@ -121,8 +121,3 @@ def _check_shape(path: Path, found: NeuronSet, shape: ModelShape) -> None:
             f"{path} is of another model: {ours[0]} layers × {ours[1]} neurons; {found.model_id} has "
             f"{theirs[0]} × {theirs[1]}: give the model that it was made for"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lape_ds.analysis.training.inputs import EXPORT, METRICS, PACK, file_digest, metrics_input
+from lape_ds.analysis.training.inputs import EXPORT, METRICS, PACK, metrics_input
 from lape_ds.analysis.training.results import KIND, SCHEMA_VERSION
 from lape_ds.errors import UserError
 from lape_ds.report.blocks import Prose, command
@@ -20,6 +20,7 @@ from lape_ds.report.runs import Run
 from lape_ds.report.sources import Place, Reader
 from lape_ds.training.checksums import SEAL
 from lape_ds.training.run_folder import checkpoint_name, checkpoints_in
+from lape_ds.writing import file_sha256
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _stale(run: Run, read: Place, reader: Reader) -> _Stale | None:
     if path in (EXPORT, PACK):
         return _model(run, read, reader)
     file = run.folder / path
-    if file.is_file() and file_digest(file) != read["digest"].content:
+    if file.is_file() and file_sha256(file) != read["digest"].content:
         return _Stale(line("made of another ", Code(path), " than is there now"))
     return None
 
@@ -124,7 +125,7 @@ def _model(run: Run, read: Place, reader: Reader) -> _Stale | None:
 
 def _packed(run: Run, read: Place) -> _Stale | None:
     file = run.folder / PACK
-    if read["path"].content != PACK or not file.is_file() or file_digest(file) == read["digest"].content:
+    if read["path"].content != PACK or not file.is_file() or file_sha256(file) == read["digest"].content:
         return None
     return _Stale(line("made of another ", Code(PACK), " than is there now"))
 

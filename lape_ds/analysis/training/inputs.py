@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lape_ds.training.run_folder import EXPORT_MARKER
+from lape_ds.writing import file_sha256
 
 METRICS, EXPORT, PACK = "metrics.jsonl", "model", "pack.safetensors"  # in a run's folder
 
@@ -60,13 +61,7 @@ def export_input(folder: Path, run_dir: Path) -> Input:
 
 def file_input(path: Path, run_dir: Path, *, step: int | None = None) -> Input:
     """A file of its own: a neuron set, or a language pack of a step."""
-    return Input(input_name(path, run_dir), step, file_digest(path))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Input(input_name(path, run_dir), step, file_sha256(path))
 
 
 def input_name(path: Path, run_dir: Path) -> str:
